@@ -1,0 +1,149 @@
+"""The transformer: hidden states in, hidden states out. No cache, no mask, no parallelism: those live in the context
+and beside the model.
+
+Shapes: `...` is any arrangement of tokens ([N] packed or [B, T] rows), D = d_model.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pando.model.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig
+from pando.model.context import Context
+
+_ACTIVATIONS = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+class Projection(nn.Linear):
+    """A linear layer that adapters can address by its path in the model (`site`)."""
+
+    def __init__(self, site: str, d_in: int, d_out: int, bias: bool = False) -> None:
+        super().__init__(d_in, d_out, bias=bias)
+        self.site = site
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:  # type: ignore[override]
+        y = self.project(x)
+        if ctx.adapters is not None:
+            delta = ctx.adapters.delta(self.site, x)
+            if delta is not None:
+                y = y + delta
+        return y
+
+    def project(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [..., out] by the base's own weights."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention with rotary positions."""
+
+    def __init__(self, layer: int, d_model: int, config: AttentionConfig) -> None:
+        super().__init__()
+        site = f"layers.{layer}.attention"
+        inner, inner_kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self.layer, self.config = layer, config
+        self.q = Projection(f"{site}.q", d_model, inner, config.bias)
+        self.k = Projection(f"{site}.k", d_model, inner_kv, config.bias)
+        self.v = Projection(f"{site}.v", d_model, inner_kv, config.bias)
+        self.o = Projection(f"{site}.o", inner, d_model, config.bias)
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        heads = (-1, self.config.head_dim)
+        q = self.q(x, ctx).unflatten(-1, heads)
+        k = self.k(x, ctx).unflatten(-1, heads)
+        v = self.v(x, ctx).unflatten(-1, heads)
+        q, k = ctx.rotate(self.config.rope, q, k)
+        return self.o(ctx.attend(self.layer, self.config, q, k, v).flatten(-2), ctx)
+
+
+class Mlp(nn.Module):
+    """Gated feed-forward layer."""
+
+    def __init__(self, layer: int, d_model: int, config: MlpConfig) -> None:
+        super().__init__()
+        site = f"layers.{layer}.mlp"
+        self.activation = _ACTIVATIONS[config.activation]
+        self.gate = Projection(f"{site}.gate", d_model, config.hidden, config.bias)
+        self.up = Projection(f"{site}.up", d_model, config.hidden, config.bias)
+        self.down = Projection(f"{site}.down", config.hidden, d_model, config.bias)
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        return self.down(self.activation(self.gate(x, ctx)) * self.up(x, ctx), ctx)
+
+
+class Block(nn.Module):
+    """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, layer: int, config: ModelConfig, spec: LayerConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.attention = Attention(layer, config.d_model, spec.attention)
+        self.mlp_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.mlp = Mlp(layer, config.d_model, spec.mlp)
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), ctx)
+        return x + self.mlp(self.mlp_norm(x), ctx)
+
+
+class Transformer(nn.Module):
+    """A stack of blocks between an embedding and an output head. Builds on the meta device.
+
+    Parameter names: `embed.weight`, `layers.{i}.{attention_norm,mlp_norm}.weight`,
+    `layers.{i}.attention.{q,k,v,o}.{weight,bias}`, `layers.{i}.mlp.{gate,up,down}.{weight,bias}`, `norm.weight`, and
+    `unembed.weight` unless the head is tied.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Block(i, config, spec) for i, spec in enumerate(config.layers))
+        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.unembed = None if config.tied else Projection("unembed", config.d_model, config.vocab_size)
+
+    def forward(self, tokens: Tensor, ctx: Context) -> Tensor:
+        """Token ids [...] -> hidden states [..., D] after the final norm."""
+        return self.run(self.embed(tokens), ctx)
+
+    def run(self, x: Tensor, ctx: Context) -> Tensor:
+        """Input vectors [..., D] -> hidden states [..., D] after the final norm."""
+        if ctx.observe is not None:
+            ctx.observe(0, x)
+        last = len(self.layers)
+        for i, block in enumerate(self.layers, start=1):
+            x = block(x, ctx)
+            if ctx.observe is not None and i < last:
+                ctx.observe(i, x)
+        x = self.norm(x)
+        if ctx.observe is not None:
+            ctx.observe(last, x)
+        return x
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., D] -> logits [..., vocab]."""
+        if self.unembed is None:
+            return F.linear(hidden, self.embed.weight)
+        return self.unembed.project(hidden)
+
+    def projections(self) -> dict[str, Projection]:
+        """Every adaptable projection by its site, in the order of the forward pass."""
+        return {m.site: m for m in self.layers.modules() if isinstance(m, Projection)}
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Fills weights with fresh normal values, norms with ones."""
+        generator = torch.Generator(device=self.embed.weight.device).manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.fill_(1.0)
+            elif name.endswith("bias"):
+                parameter.zero_()
+            else:
+                parameter.normal_(0.0, self.config.initializer_range, generator=generator)
