@@ -1,0 +1,1 @@
+"""The task: its file, its rows and splits, its metrics."""

@@ -1,0 +1,110 @@
+"""YAML that knows its lines, so that an error can name the line of the field at fault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pando.errors import TaskError
+
+Locate = Callable[[Sequence[str | int]], int]
+MAX_BYTES = 1_000_000
+MAX_VALUES = 100_000
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], Locate]:
+    """Reads a YAML mapping and tells where its fields are.
+
+    Returns:
+        The mapping, and a function from a path of keys and list positions to the line (from 1) of the deepest part
+        of it that the file has.
+
+    Raises:
+        TaskError: no such file, not UTF-8, not YAML, not a mapping, a key twice, or out of all proportion.
+    """
+    loader = yaml.SafeLoader(_text(path))
+    try:
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            raise TaskError(f"{path}: a task file is a mapping, 'name: ...' to begin with; see `pando task schema`")
+        _refuse_duplicates_and_bombs(node, path)
+        values = loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise TaskError(f"{where}: not valid YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise TaskError(f"{path}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise TaskError(f"{path}: nested too deeply") from None
+    finally:
+        loader.dispose()
+    return values, lambda loc: _line(node, loc)
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise TaskError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise TaskError(f"{path} is a folder; name the task file in it") from None
+    except OSError as error:
+        raise TaskError(f"{path} cannot be read: {error.strerror}") from None
+    if len(data) > MAX_BYTES:
+        raise TaskError(f"{path} is over {MAX_BYTES:,} bytes: no task file (rows stand in files of their own)")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise TaskError(f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
+
+
+def _refuse_duplicates_and_bombs(root: yaml.Node, path: Path) -> None:
+    """YAML lets a later key silently win, and a few aliases of aliases stand for billions of values."""
+    sizes: dict[int, int] = {}
+    inside: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in inside:
+            raise TaskError(f"{path}:{node.start_mark.line + 1}: an alias inside its own anchor")
+        if id(node) not in sizes:
+            inside.add(id(node))
+            sizes[id(node)] = 1 + sum(map(size, _children(node, path)))
+            inside.remove(id(node))
+        return sizes[id(node)]
+
+    if size(root) > MAX_VALUES:
+        raise TaskError(f"{path}: over {MAX_VALUES:,} values once its aliases are expanded")
+
+
+def _children(node: yaml.Node, path: Path) -> list[yaml.Node]:
+    if isinstance(node, yaml.SequenceNode):
+        return list(node.value)
+    if not isinstance(node, yaml.MappingNode):
+        return []
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in seen:
+                raise TaskError(f"{path}:{key.start_mark.line + 1}: {key.value} stands twice; keep one")
+            seen.add(key.value)
+    return [child for pair in node.value for child in pair]
+
+
+def _line(node: yaml.Node, loc: Sequence[str | int]) -> int:
+    line: int = node.start_mark.line + 1
+    for part in loc:
+        found = None
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == part), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            found = (node.value[part], node.value[part])
+        if found is None:
+            return line
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line
