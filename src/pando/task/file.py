@@ -171,7 +171,7 @@ class Task(BaseModel):
     """What the model is told to do, in words."""
     data: Annotated[Data, BeforeValidator(_as_file, json_schema_input_type=str | Data)]
     """`{train: ..., test: ...}`, or one file; JSONL, CSV, TSV or Parquet, plain, .gz or .zst, relative to this file."""
-    fields: Fields  # type: ignore[assignment]  # pydantic's own old attribute of that name is deprecated
+    fields: Fields
     """Which fields of a row are what."""
     metric: str = Field(default_factory=lambda data: METRICS.get(data.get("kind", ""), ("",))[0])
     """accuracy, macro_f1, field_f1, exact_match, rouge_l, chrf, bleu, or `file.py:function` (one number per row)."""
