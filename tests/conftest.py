@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import configuration, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: workers of one run share the cores
 
 _ROOT = Path(__file__).resolve().parent.parent
+configuration.set_hypothesis_home_dir(_ROOT / ".cache" / "hypothesis")
+settings.register_profile("pando", deadline=None)  # the machine may be busy
+settings.load_profile("pando")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
