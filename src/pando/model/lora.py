@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pando.errors import SkinError
-from pando.model.families import family_named
+from pando.model.families import family
 from pando.model.transformer import Transformer
 
 CONFIG_FILE = "adapter_config.json"
@@ -235,7 +235,7 @@ def _module_names(model: Transformer) -> dict[str, str]:
     """Hugging Face module path of each site."""
     names = {}
     projections = model.projections()
-    for ours, theirs in family_named(model.config.family).keys(model.config):
+    for ours, theirs in family(model.config.family).keys(model.config):
         site = ours.removesuffix(".weight")
         if site in projections:
             names[site] = theirs.removesuffix(".weight")

@@ -21,13 +21,23 @@ _ACTIVATIONS = {
 
 
 class Projection(nn.Linear):
-    """A linear layer that adapters can address by its path in the model (`site`)."""
+    """A linear layer that adapters can address by its path in the model (`site`).
+
+    It computes in the dtype of its own weights, whatever comes in. Mixed precision is nothing more than projections
+    in bfloat16 between a float32 embedding and float32 norms: the residual stream then stays float32.
+    """
 
     def __init__(self, site: str, d_in: int, d_out: int, bias: bool = False) -> None:
         super().__init__(d_in, d_out, bias=bias)
         self.site = site
 
+    @property
+    def number(self) -> torch.dtype:
+        """The dtype it computes in."""
+        return self.weight.dtype
+
     def forward(self, x: Tensor, ctx: Context) -> Tensor:  # type: ignore[override]
+        x = x.to(self.number)
         y = self.project(x)
         if ctx.adapters is not None:
             delta = ctx.adapters.delta(self.site, x)
@@ -36,7 +46,7 @@ class Projection(nn.Linear):
         return y
 
     def project(self, x: Tensor) -> Tensor:
-        """x [..., in] -> [..., out] by the base's own weights."""
+        """x [..., in] -> [..., out] by the base's own weights; x has this projection's dtype."""
         return F.linear(x, self.weight, self.bias)
 
 
@@ -129,8 +139,8 @@ class Transformer(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] -> logits [..., vocab]."""
         if self.unembed is None:
-            return F.linear(hidden, self.embed.weight)
-        return self.unembed.project(hidden)
+            return F.linear(hidden.to(self.embed.weight.dtype), self.embed.weight)
+        return self.unembed.project(hidden.to(self.unembed.number))
 
     def projections(self) -> dict[str, Projection]:
         """Every adaptable projection by its site, in the order of the forward pass."""

@@ -1,0 +1,193 @@
+"""One step of the engine: rows of new tokens of many sequences, packed flat, each over its own cached past."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pando.engine.cache import BLOCK, KVCache
+from pando.model.config import AttentionConfig
+from pando.model.context import Adapters, Context
+from pando.model.lora import LoraAdapter
+
+if TYPE_CHECKING:
+    from pando.engine.jobs import Job
+
+
+@dataclass
+class Row:
+    """New tokens of one job.
+
+    Attributes:
+        job: whose they are.
+        tokens, positions: ids and places in the sequence, [T].
+        past: tokens already in the cache, all of which the new ones see.
+        want: which of the new tokens need logits.
+        tree: bool [B, B] for the last B tokens, where branches that share the past must not see each other: who
+            sees whom. None: plain causal order.
+        slots: where the new tokens' keys and values go.
+    """
+
+    job: Job
+    tokens: list[int]
+    positions: list[int]
+    past: int
+    want: list[int] = field(default_factory=list)
+    tree: NDArray[np.bool_] | None = None
+
+    @property
+    def slots(self) -> list[int]:
+        blocks = self.job.blocks
+        end = self.past + len(self.tokens)
+        return [blocks[i // BLOCK] * BLOCK + i % BLOCK for i in range(self.past, end)]
+
+    def visible(self) -> NDArray[np.bool_]:
+        """bool [T, past + T]: which keys each new token sees."""
+        length = len(self.tokens)
+        mask = np.tri(length, self.past + length, self.past, dtype=bool)
+        if self.tree is not None:
+            branch = len(self.tree)
+            mask[-branch:, -branch:] = self.tree
+        return mask
+
+
+class MixedAdapters:
+    """Adapters of the rows of one batch: each token gets its own row's, or none."""
+
+    def __init__(self, parts: list[tuple[LoraAdapter, Tensor | None]]) -> None:
+        self._parts = parts  # (adapter, indices of its tokens, or None for every token)
+
+    def delta(self, site: str, x: Tensor) -> Tensor | None:
+        """Low-rank change [N, out] for x [N, in]; None where no adapter of the batch has this site."""
+        total: Tensor | None = None
+        for adapter, index in self._parts:
+            change = adapter.delta(site, x if index is None else x[index])
+            if change is None or index is None:
+                total = change if total is None else total
+                continue
+            if total is None:
+                total = x.new_zeros(x.shape[0], change.shape[-1])
+            total.index_add_(0, index, change)
+        return total
+
+
+def mix_adapters(rows: Sequence[Row], device: torch.device) -> Adapters | None:
+    """The adapters of a batch, or None if no row has one."""
+    indices: dict[int, list[int]] = {}
+    adapters: dict[int, LoraAdapter] = {}
+    at = 0
+    for row in rows:
+        if row.job.adapter is not None:
+            key = id(row.job.adapter)
+            adapters[key] = row.job.adapter
+            indices.setdefault(key, []).extend(range(at, at + len(row.tokens)))
+        at += len(row.tokens)
+    if not adapters:
+        return None
+    parts: list[tuple[LoraAdapter, Tensor | None]] = []
+    for key, adapter in adapters.items():
+        everywhere = len(indices[key]) == at
+        parts.append((adapter, None if everywhere else torch.tensor(indices[key], device=device)))
+    return MixedAdapters(parts)
+
+
+@dataclass
+class _Group:
+    """Rows of like shape whose attention runs as one padded call."""
+
+    gather: Tensor  # [R, T] flat index of each query; padding repeats the first token
+    valid: Tensor  # bool [R, T]
+    flat: Tensor  # flat indices of the valid queries, in row-major order
+    table: Tensor  # [R, blocks]
+    mask: Tensor  # additive [R, 1, T, blocks * BLOCK]
+
+
+class StepContext(Context):
+    """The context of one engine step; tokens are packed flat [N]."""
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        cache: KVCache,
+        device: torch.device,
+        dtype: torch.dtype,
+        observe: Callable[[int, Tensor], None] | None = None,
+    ) -> None:
+        positions = torch.tensor([p for row in rows for p in row.positions], device=device)
+        super().__init__(positions, mix_adapters(rows, device), observe)
+        self._cache = cache
+        self._slots = torch.tensor([s for row in rows for s in row.slots], device=device)
+        starts = np.cumsum([0] + [len(row.tokens) for row in rows])
+        self._groups = [
+            _group([rows[i] for i in members], [int(starts[i]) for i in members], device, dtype)
+            for members in _like_shapes(rows)
+        ]
+
+    def attend(self, layer: int, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [N, heads, head_dim] over each row's cached past and its own visible new tokens."""
+        self._cache.write(layer, self._slots, k, v)
+        out = torch.empty_like(q)
+        for group in self._groups:
+            keys, values = self._cache.read(layer, group.table)
+            answer = F.scaled_dot_product_attention(
+                q[group.gather].transpose(1, 2),
+                keys.transpose(1, 2),
+                values.transpose(1, 2),
+                attn_mask=group.mask,
+                enable_gqa=config.heads != config.kv_heads,
+            )
+            out[group.flat] = answer.transpose(1, 2)[group.valid]
+        return out
+
+
+def _like_shapes(rows: Sequence[Row]) -> list[list[int]]:
+    """Groups rows so that padding to the longest of a group wastes at most about half of it."""
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i].tokens), rows[i].past))
+    groups: list[list[int]] = []
+    work = 0
+    for i in order:
+        new, keys = len(rows[i].tokens), rows[i].past + len(rows[i].tokens)
+        if groups:
+            members = groups[-1]
+            longest = max(rows[j].past + len(rows[j].tokens) for j in (*members, i))
+            padded = (len(members) + 1) * new * longest
+            if padded <= 1.5 * (work + new * keys) + 4096:
+                members.append(i)
+                work += new * keys
+                continue
+        groups.append([i])
+        work = new * keys
+    return groups
+
+
+def _group(rows: list[Row], starts: list[int], device: torch.device, dtype: torch.dtype) -> _Group:
+    queries = max(len(row.tokens) for row in rows)
+    blocks = max(-(-(row.past + len(row.tokens)) // BLOCK) for row in rows)
+    gather = np.zeros((len(rows), queries), dtype=np.int64)
+    valid = np.zeros((len(rows), queries), dtype=bool)
+    table = np.zeros((len(rows), blocks), dtype=np.int64)
+    mask = np.full((len(rows), 1, queries, blocks * BLOCK), -np.inf, dtype=np.float32)
+    mask[:, :, :, 0] = 0.0  # padded queries see one key, so that their softmax is finite
+    for r, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        new, keys = len(row.tokens), row.past + len(row.tokens)
+        gather[r] = start
+        gather[r, :new] += np.arange(new)
+        valid[r, :new] = True
+        used = -(-keys // BLOCK)
+        table[r, :used] = row.job.blocks[:used]
+        table[r, used:] = row.job.blocks[0]
+        mask[r, 0, :new, :keys] = np.where(row.visible(), 0.0, -np.inf)
+    return _Group(
+        gather=torch.from_numpy(gather).to(device),
+        valid=torch.from_numpy(valid).to(device),
+        flat=torch.from_numpy(gather[valid]).to(device),
+        table=torch.from_numpy(table).to(device),
+        mask=torch.from_numpy(mask).to(device, dtype),
+    )

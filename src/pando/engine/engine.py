@@ -1,0 +1,457 @@
+"""The engine: one loaded base, one thread that owns it, requests submitted from any thread.
+
+Each step takes the next token of every answer under way and as many tokens of waiting prompts as the step's budget
+holds, runs them through the model as one packed batch, and hands out what they were computed for (continuous
+batching, Orca, OSDI 2022; mixed prefill and decode as in Sarathi-Serve, arXiv 2403.02310).
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from pando.engine.batch import Row, StepContext
+from pando.engine.cache import BLOCK, KVCache, digests
+from pando.engine.jobs import Generation, Job, Logits, Pooling, Scoring, blocks_for
+from pando.engine.requests import RequestCompiler
+from pando.errors import PandoError, RequestError
+from pando.interface import (
+    Capabilities,
+    Chunk,
+    Completion,
+    FeatureRequest,
+    Features,
+    GenerateRequest,
+    Identity,
+    Message,
+    Request,
+    ScoreRequest,
+    Scores,
+)
+from pando.model.base import BaseModel
+from pando.model.lora import LoraAdapter, has_adapter, load_peft
+from pando.model.transformer import Transformer
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_HEAD_ROWS = 256  # most rows of logits at once: 256 x 49k float32 are 50 MB
+
+
+class Ticket:
+    """A submitted request (see `interface.Handle`)."""
+
+    def __init__(self, request: Request, jobs: Sequence[Job], wake: Callable[[], None]) -> None:
+        self.request = request
+        self.jobs = jobs
+        self._wake = wake
+        self._done = threading.Event()
+        self._chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
+        self._answer: Any = None
+        self._error: BaseException | None = None
+        self._callbacks: list[Callable[[Ticket], None]] = []
+        self._lock = threading.Lock()
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Waits for the answer: a list of Completions, Scores or Features.
+
+        Raises:
+            TimeoutError: it took longer than `timeout` seconds; the request goes on.
+        """
+        if not self._done.wait(timeout):
+            raise TimeoutError(f"no answer within {timeout} s")
+        if self._error is not None:
+            raise self._error
+        return self._answer
+
+    def stream(self) -> Iterator[Chunk]:
+        """Chunks of a generation in the order they come; the last of each sample carries its completion."""
+        while (chunk := self._chunks.get()) is not None:
+            yield chunk
+        if self._error is not None:
+            raise self._error
+
+    def abort(self) -> None:
+        """Ends the request at the next step; samples under way finish with reason "abort"."""
+        for job in self.jobs:
+            job.aborted = True
+        self._wake()
+
+    def done(self) -> bool:
+        """Whether the answer or an error is there."""
+        return self._done.is_set()
+
+    def add_done_callback(self, callback: Callable[[Ticket], None]) -> None:
+        """Calls `callback(self)` once done, on the engine's thread (at once if it is done already)."""
+        with self._lock:
+            if not self._done.is_set():
+                self._callbacks.append(callback)
+                return
+        callback(self)
+
+    def _push(self, chunk: Chunk) -> None:
+        self._chunks.put(chunk)
+
+    def _finish(self, answer: Any, error: BaseException | None = None) -> None:
+        with self._lock:
+            if self._done.is_set():
+                return
+            self._answer, self._error = answer, error
+            self._done.set()
+        self._chunks.put(None)
+        for callback in self._callbacks:
+            callback(self)
+
+
+class Engine:
+    """A base model at work: a `LanguageModel`.
+
+    Args:
+        base: configuration, tokenizer and identity.
+        module: the transformer with its weights, on its device.
+        device, dtype: where and in which numbers it computes; `dtype` is the name that answers for it ("int8" has
+            bfloat16 activations).
+        cache_tokens: most tokens held in the cache.
+    """
+
+    def __init__(
+        self, base: BaseModel, module: Transformer, device: torch.device, dtype: str, cache_tokens: int
+    ) -> None:
+        self.base = base
+        self.module = module
+        self.device = device
+        self._dtype = dtype
+        self._number = torch.float32 if dtype == "float32" else torch.bfloat16
+        blocks = -(-max(cache_tokens, base.config.context_length) // BLOCK) + 1
+        self._cache = KVCache(base.config, blocks, device, self._number)
+        self._compiler = RequestCompiler(base.config, base.tokenizer, base.identity.hash.encode())
+        self._adapters: dict[str, tuple[int, LoraAdapter | None]] = {}
+        self._adapter_lock = threading.Lock()
+        self._inbox: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
+        self._waiting: deque[tuple[Job, Ticket]] = deque()
+        self._running: list[tuple[Job, Ticket]] = []
+        self._closed = False
+        self._budget = 8192 if device.type == "cuda" else 1024
+        self.busy_seconds = 0.0
+        self._thread = threading.Thread(target=self._loop, name="pando-engine", daemon=True)
+        self._thread.start()
+
+    # -- what it is ---------------------------------------------------------------------------------------------
+
+    @property
+    def identity(self) -> Identity:
+        return self.base.identity
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            generate=True, score=True, features=True, embed=True, adapters=True, grammar=True, train=self._dtype != "int8",
+            chat=self.base.tokenizer.has_template,
+        )  # fmt: skip
+
+    @property
+    def context_length(self) -> int:
+        return self.base.config.context_length
+
+    @property
+    def dtype(self) -> str:
+        return self._dtype
+
+    @property
+    def load(self) -> dict[str, int]:
+        """Requests under way and waiting, and cache blocks in use and in all."""
+        pool = self._cache.pool
+        return {
+            "running": len(self._running),
+            "waiting": len(self._waiting),
+            "blocks_used": pool.size - pool.available,
+            "blocks": pool.size,
+        }
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text, special ones as the tokenizer adds them."""
+        return len(self.base.tokenizer.encode(text))
+
+    def render_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """The text of a chat by the base's own template (a plain format where it has none)."""
+        return self.base.tokenizer.render_chat(messages, add_generation_prompt=add_generation_prompt)
+
+    # -- what it does -------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> Ticket:
+        """Checks and queues one request.
+
+        Raises:
+            RequestError: a field is wrong or the input too long; nothing was queued.
+        """
+        adapter = self._adapter(request.skin)
+        jobs: Sequence[Job]
+        if isinstance(request, GenerateRequest):
+            jobs = self._compiler.generation(request, adapter)
+        elif isinstance(request, ScoreRequest):
+            jobs = [self._compiler.scoring(request, adapter)]
+        else:
+            jobs = [self._compiler.pooling(request, adapter)]
+        too_big = max(blocks_for(job) for job in jobs)
+        if too_big > self._cache.pool.size:
+            raise RequestError(
+                f"the request needs {too_big * BLOCK} tokens of cache and there are {self._cache.pool.size * BLOCK}"
+            )
+        if self._closed:
+            raise PandoError("the model was closed")
+        ticket = Ticket(request, jobs, lambda: self._inbox.put(None))
+        self._inbox.put(ticket)
+        return ticket
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
+        """Answers in the order of the requests, one per sample."""
+        return [completion for answer in self._all(requests) for completion in answer]
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Scores]:
+        """Log-probabilities of each request's continuations. Contexts that begin alike are computed once."""
+        return self._all(requests)
+
+    def features(self, requests: Sequence[FeatureRequest]) -> list[Features]:
+        """Pooled hidden states."""
+        return self._all(requests)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Mean of each text's last hidden states: float32 [n, d_model], unit length."""
+        import numpy as np
+
+        found = self.features([FeatureRequest(text=text) for text in texts])
+        if not found:
+            return np.zeros((0, self.base.config.d_model), dtype=np.float32)
+        vectors = np.stack([f.vectors[0] for f in found])
+        return cast("np.ndarray", vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
+
+    def close(self) -> None:
+        """Ends the thread; requests under way are aborted."""
+        self._closed = True
+        self._inbox.put(None)
+        self._thread.join()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _all(self, requests: Sequence[Request]) -> list[Any]:
+        tickets: list[Ticket] = []
+        try:
+            for request in requests:
+                tickets.append(self.submit(request))
+            return [ticket.result() for ticket in tickets]
+        except BaseException:
+            for ticket in tickets:
+                ticket.abort()
+            raise
+
+    def _adapter(self, skin: str | None) -> LoraAdapter | None:
+        """The adapter in a skin's folder, or None if the skin has none; kept until its files change."""
+        if skin is None:
+            return None
+        folder = Path(skin)
+        if not folder.is_dir():
+            raise RequestError(f"skin {skin!r} is no folder; name a skin's or a PEFT adapter's folder", "skin")
+        if not has_adapter(folder):
+            if (folder / "skin.yaml").exists():
+                return None
+            raise RequestError(f"{skin} holds neither a skin nor a PEFT adapter", "skin")
+        stamp = max(path.stat().st_mtime_ns for path in folder.glob("adapter_*"))
+        with self._adapter_lock:
+            known = self._adapters.get(skin)
+            if known is None or known[0] != stamp:
+                known = (stamp, load_peft(folder, self.module, self.device, self._number))
+                self._adapters[skin] = known
+        return known[1]
+
+    # -- the thread ---------------------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        while not self._closed:
+            self._receive(block=not self._waiting and not self._running)
+            try:
+                with torch.inference_mode():
+                    self._step()
+            except Exception as error:  # a bug or the device's memory: every caller is told, the thread lives on
+                self._fail(error)
+        self._fail(PandoError("the model was closed"))
+
+    def _receive(self, block: bool) -> None:
+        while True:
+            try:
+                ticket = self._inbox.get(block=block)
+            except queue.Empty:
+                return
+            block = False
+            if ticket is not None:
+                self._waiting.extend((job, ticket) for job in ticket.jobs)
+            if self._closed:
+                return
+
+    def _step(self) -> None:
+        self._drop_aborted()
+        rows = self._schedule()
+        if not rows:
+            return
+        started = time.perf_counter()
+        hidden = self._forward(rows)
+        self._hand_out(rows, hidden)
+        seconds = time.perf_counter() - started
+        self.busy_seconds += seconds
+        tokens = sum(len(row.tokens) for row in rows)
+        for row in rows:
+            row.job.compute += seconds * len(row.tokens) / tokens
+        self._settle()
+
+    def _schedule(self) -> list[Row]:
+        """Rows of the next step: the running jobs first, then as many waiting ones as budget and cache hold."""
+        decoding = [job for job, _ in self._running if isinstance(job, Generation) and job.decoding]
+        rows = [job.next_row(1) for job in decoding]
+        # A long prompt must not hold up answers under way for long.
+        budget = self._budget // 4 if decoding else self._budget
+        busy = set(map(id, decoding))
+        for job, _ in self._running:
+            if id(job) not in busy and budget > 0:
+                rows.append(job.next_row(budget))
+                budget -= len(rows[-1].tokens)
+        pending = {digest for job, _ in self._running for digest in job.digests[job.computed // BLOCK :]}
+        while self._waiting and budget > 0:
+            row = self._admit(budget, pending)
+            if row is None:
+                break
+            rows.append(row)
+            budget -= len(row.tokens)
+        return rows
+
+    def _admit(self, budget: int, pending: set[bytes]) -> Row | None:
+        """Moves the first waiting job that can start to the running ones. A job whose beginning is being computed by
+        another one right now (`pending`) waits for it, so that a shared context is computed once.
+        """
+        pool = self._cache.pool
+        for place, (job, ticket) in enumerate(self._waiting):
+            known = pool.match(job.digests[: job.reusable // BLOCK])
+            following = job.digests[len(known)] if len(known) < job.reusable // BLOCK else None
+            if following in pending:
+                continue
+            fresh = blocks_for(job) - len(known)
+            pool.claim(known)
+            if pool.available < fresh:
+                pool.release(known)
+                return None
+            job.blocks = known + pool.allocate(fresh)
+            job.computed = job.cached = len(known) * BLOCK
+            job.started = time.perf_counter()
+            del self._waiting[place]
+            self._running.append((job, ticket))
+            pending.update(job.digests[len(known) :])
+            return job.next_row(budget)
+        return None
+
+    def _forward(self, rows: Sequence[Row]) -> Tensor:
+        """Hidden states [wanted tokens, d_model] of one packed pass over the rows."""
+        pooling = [(row, start) for row, start in _with_starts(rows) if isinstance(row.job, Pooling)]
+
+        def observe(layer: int, hidden: Tensor) -> None:
+            for row, start in pooling:
+                job = cast(Pooling, row.job)
+                if layer in job.layers:
+                    job.observe(layer, row, hidden[start : start + len(row.tokens)])
+
+        ctx = StepContext(rows, self._cache, self.device, self._number, observe if pooling else None)
+        tokens = torch.tensor([token for row in rows for token in row.tokens], device=self.device)
+        hidden: Tensor = self.module(tokens, ctx)
+        want = [start + offset for row, start in _with_starts(rows) for offset in row.want]
+        return hidden[torch.tensor(want, dtype=torch.long, device=self.device)]
+
+    def _hand_out(self, rows: Sequence[Row], hidden: Tensor) -> None:
+        """Publishes full blocks, then gives each job the logits that it wanted, a bounded number at a time."""
+        for row in rows:
+            row.job.advance(row)
+            self._publish(row.job, row.job.digests[: row.job.computed // BLOCK])
+        pieces: list[tuple[Row, int, int]] = []
+        for row in rows:
+            for at in range(0, len(row.want), _HEAD_ROWS):
+                pieces.append((row, at, min(_HEAD_ROWS, len(row.want) - at)))
+        place = 0
+        while pieces:
+            batch, size = [], 0
+            while pieces and size + pieces[0][2] <= _HEAD_ROWS:
+                batch.append(pieces.pop(0))
+                size += batch[-1][2]
+            logits = self.module.head(hidden[place : place + size]).float()
+            best, total = logits.argmax(-1), logits.logsumexp(-1)
+            place += size
+            at = 0
+            for row, first, count in batch:
+                part = slice(at, at + count)
+                row.job.take(row, first, Logits(logits[part], best[part], total[part]))
+                at += count
+
+    def _publish(self, job: Job, chain: Sequence[bytes]) -> None:
+        for block, digest in zip(job.blocks, chain, strict=False):  # the job has more blocks than full ones
+            self._cache.pool.publish(block, digest)
+
+    def _settle(self) -> None:
+        """Streams new text and finishes jobs that are done."""
+        still = []
+        for job, ticket in self._running:
+            if isinstance(job, Generation):
+                for chunk in job.chunks:
+                    ticket._push(chunk)
+                job.chunks.clear()
+            if job.finished:
+                self._publish(job, digests(job.root, job.tokens[: job.computed]))
+                self._cache.pool.release(job.blocks)
+                self._conclude(job, ticket)
+            else:
+                still.append((job, ticket))
+        self._running = still
+
+    def _conclude(self, job: Job, ticket: Ticket) -> None:
+        job.answer = job.result()
+        if isinstance(job, Generation):
+            ticket._push(Chunk(job.sampler.index, "", completion=cast(Completion, job.answer)))
+        if all(other.answer is not None for other in ticket.jobs):
+            answers = [other.answer for other in ticket.jobs]
+            ticket._finish(answers if isinstance(job, Generation) else answers[0])
+
+    def _drop_aborted(self) -> None:
+        for job, ticket in [pair for pair in self._running if pair[0].aborted]:
+            self._running.remove((job, ticket))
+            self._cache.pool.release(job.blocks)
+            self._abandon(job, ticket)
+        for job, ticket in [pair for pair in self._waiting if pair[0].aborted]:
+            self._waiting.remove((job, ticket))
+            self._abandon(job, ticket)
+
+    def _abandon(self, job: Job, ticket: Ticket) -> None:
+        if isinstance(job, Generation):
+            self._conclude(job, ticket)
+        else:
+            ticket._finish(None, RequestError("the request was aborted"))
+
+    def _fail(self, error: BaseException) -> None:
+        for job, ticket in self._running:
+            self._cache.pool.release(job.blocks)
+            ticket._finish(None, error)
+        for _, ticket in self._waiting:
+            ticket._finish(None, error)
+        self._running, self._waiting = [], deque()
+
+
+def _with_starts(rows: Sequence[Row]) -> Iterator[tuple[Row, int]]:
+    start = 0
+    for row in rows:
+        yield row, start
+        start += len(row.tokens)

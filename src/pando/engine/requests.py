@@ -1,0 +1,156 @@
+"""From requests to jobs: checks every field, tokenises, cuts or refuses what is too long. Runs on the caller's thread."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from pando.engine.grammar import Grammars
+from pando.engine.jobs import Generation, Pooling, Scoring
+from pando.engine.sampler import Sampler
+from pando.errors import ContextLengthError, RequestError
+from pando.interface import FeatureRequest, GenerateRequest, ScoreRequest
+from pando.model.config import ModelConfig
+from pando.model.lora import LoraAdapter
+from pando.model.tokenizer import Tokenizer
+
+MAX_SAMPLES = 128
+
+
+class RequestCompiler:
+    """Makes jobs of requests for one base.
+
+    `root` names the base's weights in cache keys; an adapter's digest is added to it.
+    """
+
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer, root: bytes) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._root = root
+        self._grammars = Grammars(tokenizer, config.vocab_size)
+
+    def generation(self, request: GenerateRequest, adapter: LoraAdapter | None) -> list[Generation]:
+        """One job for each sample.
+
+        Raises:
+            RequestError: a field is out of range or the prompt too long.
+        """
+        _check_generation(request, self._config.vocab_size)
+        if request.messages is not None:
+            text = self._tokenizer.render_chat(request.messages, add_generation_prompt=True)
+            prompt = self._tokenizer.encode(text)
+        else:
+            assert request.prompt is not None
+            prompt = self._ids(request.prompt, "prompt")
+        field = "prompt" if request.messages is None else "messages"
+        if not prompt:
+            raise RequestError(f"{field} has no tokens and this tokenizer adds none of its own", field)
+        room = min(request.max_tokens, 1) if request.truncate == "error" else request.max_tokens
+        limit = max(self._config.context_length - room, 1)
+        prompt, truncated = self._fit(prompt, limit, request.truncate, field)
+        seed = secrets.randbits(63) if request.seed is None else request.seed % (1 << 63)
+        jobs = []
+        for index in range(request.n):
+            sampler = Sampler(request, seed, index, frozenset(prompt))
+            grammar = self._grammars.compile(request)
+            job = Generation(request, prompt, sampler, grammar, self._tokenizer, adapter, self._key(adapter))
+            job.limit = min(request.max_tokens, self._config.context_length - len(prompt))
+            job.truncated = truncated
+            jobs.append(job)
+        return jobs
+
+    def scoring(self, request: ScoreRequest, adapter: LoraAdapter | None) -> Scoring:
+        """Raises RequestError if nothing can be scored or the context and a continuation do not fit together."""
+        context = self._ids(request.context, "context")
+        if not context:
+            raise RequestError("context has no tokens and this tokenizer adds none of its own", "context")
+        if not request.continuations or isinstance(request.continuations, str):
+            raise RequestError("continuations must be a list of one or more texts", "continuations")
+        continuations = [self._continuation(request.context, context, c) for c in request.continuations]
+        longest = max(map(len, continuations))
+        limit = self._config.context_length - longest
+        if limit < 1:
+            raise ContextLengthError(len(context) + longest, self._config.context_length, "continuations")
+        context, truncated = self._fit(context, limit, request.truncate, "context", extra=longest)
+        job = Scoring(context, continuations, adapter, self._key(adapter))
+        job.truncated = truncated
+        return job
+
+    def pooling(self, request: FeatureRequest, adapter: LoraAdapter | None) -> Pooling:
+        """Raises RequestError for a layer that does not exist, an empty text or one that is too long."""
+        depth = len(self._config.layers)
+        layers = [depth if layer == -1 else layer for layer in request.layers]
+        if not layers or any(not 0 <= layer <= depth for layer in layers):
+            raise RequestError(f"layers must be between -1 and {depth}, not {list(request.layers)}", "layers")
+        if request.pooling not in ("mean", "last"):
+            raise RequestError(f"pooling must be 'mean' or 'last', not {request.pooling!r}", "pooling")
+        tokens = self._ids(request.text, "text")
+        start = 0
+        if isinstance(request.text, str) and request.start:
+            ends = [end for _, end in self._tokenizer.offsets(request.text)]
+            start = next((i for i, end in enumerate(ends) if end > request.start), len(ends))
+        if start >= len(tokens):
+            raise RequestError("text has no tokens to pool", "text")
+        tokens, truncated = self._fit(tokens, self._config.context_length, request.truncate, "text")
+        first = len(tokens) - 1 if request.pooling == "last" else max(start - truncated, 0)
+        job = Pooling(tokens, layers, first, adapter, self._key(adapter))
+        job.truncated = truncated
+        return job
+
+    def _key(self, adapter: LoraAdapter | None) -> bytes:
+        return self._root if adapter is None else self._root + adapter.digest
+
+    def _ids(self, source: str | Sequence[int], field: str) -> list[int]:
+        if isinstance(source, str):
+            return self._tokenizer.encode(source)
+        ids = list(source)
+        if any(isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < self._config.vocab_size for i in ids):
+            raise RequestError(f"{field} has a token id outside 0..{self._config.vocab_size - 1}", field)
+        return ids
+
+    def _continuation(
+        self, source: str | Sequence[int], context: list[int], continuation: str | Sequence[int]
+    ) -> list[int]:
+        if isinstance(continuation, str) and isinstance(source, str):
+            ids = self._tokenizer.encode_continuation(source, context, continuation)
+        elif isinstance(continuation, str):
+            ids = self._tokenizer.encode(continuation, add_special=False)
+        else:
+            ids = self._ids(continuation, "continuations")
+        if not ids:
+            raise RequestError("a continuation has no tokens", "continuations")
+        return ids
+
+    def _fit(
+        self, tokens: list[int], limit: int, truncate: str, field: str, extra: int = 0
+    ) -> tuple[list[int], int]:
+        if truncate not in ("error", "left"):
+            raise RequestError(f"truncate must be 'error' or 'left', not {truncate!r}", "truncate")
+        if len(tokens) <= limit:
+            return tokens, 0
+        if truncate == "error":
+            raise ContextLengthError(len(tokens) + extra, self._config.context_length, field)
+        return tokens[-limit:], len(tokens) - limit
+
+
+def _check_generation(r: GenerateRequest, vocab_size: int) -> None:
+    if (r.prompt is None) == (r.messages is None):
+        raise RequestError("give exactly one of prompt and messages", "prompt")
+    rules: list[tuple[str, bool, str]] = [
+        ("max_tokens", r.max_tokens >= 0, "0 or more"),
+        ("temperature", 0 <= r.temperature <= 100, "between 0 and 100"),
+        ("top_k", r.top_k >= 0, "0 (all) or more"),
+        ("top_p", 0 < r.top_p <= 1, "above 0 and at most 1"),
+        ("min_p", 0 <= r.min_p <= 1, "between 0 and 1"),
+        ("repetition_penalty", 0 < r.repetition_penalty <= 100, "above 0 and at most 100"),
+        ("presence_penalty", -100 <= r.presence_penalty <= 100, "between -100 and 100"),
+        ("frequency_penalty", -100 <= r.frequency_penalty <= 100, "between -100 and 100"),
+        ("n", 1 <= r.n <= MAX_SAMPLES, f"between 1 and {MAX_SAMPLES}"),
+        ("logprobs", r.logprobs is None or 0 <= r.logprobs <= vocab_size, "None, 0 or more"),
+        ("prompt_logprobs", r.prompt_logprobs is None or 0 <= r.prompt_logprobs <= vocab_size, "None, 0 or more"),
+    ]
+    for field, fine, rule in rules:
+        if not fine:
+            raise RequestError(f"{field} must be {rule}, not {getattr(r, field)!r}", field)
+    if sum(x is not None for x in (r.schema, r.regex, r.choices)) > 1:
+        raise RequestError("give at most one of schema, regex and choices", "schema")

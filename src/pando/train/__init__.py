@@ -1,0 +1,1 @@
+"""Model + batches + objective -> better model."""

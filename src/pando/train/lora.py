@@ -1,0 +1,165 @@
+"""Trains a LoRA adapter on a frozen base with the supervised objective."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pando.model.lora import LoraConfig, TrainableLora
+from pando.model.transformer import Projection, Transformer
+from pando.train.batches import length_buckets
+from pando.train.supervised import SupervisedBatch, SupervisedExample, collate, supervised_loss
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """How an adapter is trained.
+
+    Attributes:
+        learning_rate: peak of AdamW's learning rate.
+        steps: optimiser steps in all; the rate warms up over `warmup` of them and falls linearly to zero.
+        batch_size: examples a step.
+        warmup: share of the steps.
+        clip: largest gradient norm.
+    """
+
+    learning_rate: float
+    steps: int
+    batch_size: int = 16
+    warmup: float = 0.05
+    clip: float = 1.0
+
+
+def rule_learning_rate(d_model: int) -> float:
+    """Peak rate for LoRA by model width: 5e-5 * 10 * (2000 / d_model) ** 0.781.
+
+    The rule that Thinking Machines published for the llama family with its Tinker cookbook (2025); it is calibrated
+    above the size of the smallest bases, so callers try a few multiples of it.
+    """
+    return 5e-5 * 10 * (2000 / d_model) ** 0.781
+
+
+def training_copy(model: Transformer, number: torch.dtype) -> Transformer:
+    """The frozen base for training: projections in `number`, embedding and norms in float32 (so is the residual).
+
+    Shares what needs no conversion with `model`.
+    """
+    kept = {id(p): p for p in model.parameters() if p.dtype == torch.float32}
+    projections = {id(m.weight) for m in model.modules() if isinstance(m, Projection)}
+    if number == torch.float32:
+        projections = set()
+    memo = {key: p for key, p in kept.items() if key not in projections}
+    twin = copy.deepcopy(model, memo)
+    for module in twin.modules():
+        if isinstance(module, Projection):
+            module.to(number)
+        else:
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.float()
+    return twin.requires_grad_(False)
+
+
+def fastest_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where this machine multiplies it at least 1.5 times as fast as float32 (measured), else float32."""
+    times = {}
+    for number in (torch.float32, torch.bfloat16):
+        x, w = (torch.randn(512, 512, device=device).to(number) for _ in range(2))
+        rounds = []
+        for _ in range(9):
+            started = time.perf_counter()
+            float(F.linear(x, w)[0, 0])
+            rounds.append(time.perf_counter() - started)
+        times[number] = sorted(rounds)[len(rounds) // 2]
+    return torch.bfloat16 if times[torch.float32] > 1.5 * times[torch.bfloat16] else torch.float32
+
+
+class LoraTrainer:
+    """One adapter in training. Steps are deterministic for a seed, a machine and a number of threads.
+
+    Args:
+        model: a `training_copy` of the base.
+        config: rank, scale and sites.
+        examples: what to learn.
+        settings: rate, steps, batch size.
+        seed: of the adapter's first weights and the order of the examples.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        config: LoraConfig,
+        examples: Sequence[SupervisedExample],
+        settings: LoraSettings,
+        seed: int,
+    ) -> None:
+        self.adapter = TrainableLora(model, config, seed)
+        self.settings = settings
+        self.step = 0
+        self.tokens = 0
+        self.losses: list[float] = []
+        self._model = model
+        self._examples = examples
+        self._order = self._endless(seed)
+        self._optimiser = torch.optim.AdamW(self.adapter.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+
+    @property
+    def done(self) -> bool:
+        """Whether every step was made."""
+        return self.step >= self.settings.steps
+
+    def train(self, steps: int) -> Iterator[float]:
+        """Makes up to `steps` steps; yields each one's mean loss in nats a supervised token."""
+        for _ in range(min(steps, self.settings.steps - self.step)):
+            batch = self._batch(next(self._order))
+            loss, weight = supervised_loss(self._model, batch, self.adapter)
+            (loss / weight).backward()
+            torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.settings.clip)
+            for group in self._optimiser.param_groups:
+                group["lr"] = self._rate()
+            self._optimiser.step()
+            self._optimiser.zero_grad(set_to_none=True)
+            self.step += 1
+            self.tokens += batch.logical_tokens
+            self.losses.append(float(loss.detach()) / weight)
+            yield self.losses[-1]
+
+    @torch.no_grad()
+    def loss(self, examples: Sequence[SupervisedExample]) -> float:
+        """Mean loss of other examples, in nats a supervised token."""
+        total, count = 0.0, 0
+        order = sorted(range(len(examples)), key=lambda i: len(examples[i]))
+        size = self.settings.batch_size
+        for at in range(0, len(order), size):
+            value, weight = supervised_loss(
+                self._model, self._batch(order[at : at + size], examples), self.adapter
+            )
+            total, count = total + float(value), count + weight
+        return total / count
+
+    def _batch(self, indices: Sequence[int], examples: Sequence[SupervisedExample] | None = None) -> SupervisedBatch:
+        source = self._examples if examples is None else examples
+        return collate([source[i] for i in indices], self._model.embed.weight.device)
+
+    def _rate(self) -> float:
+        warm = max(1, round(self.settings.warmup * self.settings.steps))
+        if self.step < warm:
+            return self.settings.learning_rate * (self.step + 1) / warm
+        return self.settings.learning_rate * (self.settings.steps - self.step) / max(1, self.settings.steps - warm)
+
+    def _endless(self, seed: int) -> Iterator[list[int]]:
+        lengths = [len(example) for example in self._examples]
+        epoch = 0
+        while True:
+            yield from length_buckets(lengths, self.settings.batch_size, seed, epoch)
+            epoch += 1
+
+
+def parameters_of(adapter: TrainableLora) -> dict[str, tuple[Tensor, Tensor]]:
+    """A copy of A and B by site, unaffected by further training."""
+    return {site: (a.clone(), b.clone()) for site, (a, b) in adapter.tensors().items()}

@@ -1,0 +1,128 @@
+"""The supervised objective: learn to answer a prompt. Only the answer's tokens carry loss, its end token included.
+
+Prompts of one task begin alike (system turn, instruction). What a batch's prompts share is computed once and seen by
+every row, with its gradient; the result is that of computing it in every row, for a fraction of the tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pando.model.config import AttentionConfig
+from pando.model.context import Adapters, Context
+from pando.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class SupervisedExample:
+    """Token ids of a prompt and of the answer to learn. The mask is these lengths, never a token's id."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+
+@dataclass(frozen=True)
+class SupervisedBatch:
+    """Examples of one step, packed flat as shared prefix [P], then rows [R x T], padded at their ends.
+
+    Attributes:
+        tokens: [P + R * T].
+        prefix, rows, width: P, R and T.
+        places: flat indices whose hidden states predict a supervised token, [S].
+        targets: those tokens, [S].
+        logical_tokens: tokens of all examples as if nothing were shared.
+    """
+
+    tokens: Tensor
+    prefix: int
+    rows: int
+    width: int
+    places: Tensor
+    targets: Tensor
+    logical_tokens: int
+
+
+def collate(examples: Sequence[SupervisedExample], device: torch.device | None = None) -> SupervisedBatch:
+    """Packs examples; the last token of an answer is only a target and takes no forward pass."""
+    shared = _common_prefix([example.prompt for example in examples])
+    rows = [[*example.prompt[shared:], *example.answer[:-1]] for example in examples]
+    width = max(map(len, rows))
+    places: list[int] = []
+    for r, (example, row) in enumerate(zip(examples, rows, strict=True)):
+        end = shared + r * width + len(row)
+        places.extend(range(end - len(example.answer), end))
+    tokens = [*examples[0].prompt[:shared]]
+    for row in rows:
+        tokens.extend(row)
+        tokens.extend([0] * (width - len(row)))  # never seen: rows are causal and padding comes last
+    return SupervisedBatch(
+        tokens=torch.tensor(tokens, device=device),
+        prefix=shared,
+        rows=len(rows),
+        width=width,
+        places=torch.tensor(places, device=device),
+        targets=torch.tensor([t for example in examples for t in example.answer], device=device),
+        logical_tokens=sum(map(len, examples)),
+    )
+
+
+def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Length of what all prompts begin with; the last token of each stays in its row, where it predicts."""
+    if len(prompts) == 1:
+        return 0
+    first, last = min(prompts), max(prompts)  # the prefix of the extremes is the prefix of all
+    limit = min(map(len, prompts)) - 1
+    return next((i for i in range(limit) if first[i] != last[i]), limit)
+
+
+class SharedPrefixContext(Context):
+    """Rows [R, T] that each continue the same prefix [P], packed flat [P + R * T]."""
+
+    def __init__(self, batch: SupervisedBatch, adapters: Adapters | None = None) -> None:
+        device = batch.tokens.device
+        inside = torch.arange(batch.width, device=device) + batch.prefix
+        super().__init__(torch.cat((torch.arange(batch.prefix, device=device), inside.repeat(batch.rows))), adapters)
+        self._prefix, self._rows = batch.prefix, batch.rows
+        keys = torch.arange(batch.prefix + batch.width, device=device)
+        self._visible = keys <= inside[:, None]  # [T, P + T]
+        self._masks: dict[torch.dtype, Tensor] = {}
+
+    def attend(self, layer: int, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [P + R * T, heads, head_dim]: the prefix over itself, each row over the prefix and itself."""
+        p, gqa = self._prefix, config.heads != config.kv_heads
+        q_head, k_head, v_head = (x[:p].transpose(0, 1)[None] for x in (q, k, v))
+        q_rows, k_rows, v_rows = (x[p:].unflatten(0, (self._rows, -1)).transpose(1, 2) for x in (q, k, v))
+        if q.dtype not in self._masks:
+            hidden = torch.zeros(self._visible.shape, dtype=q.dtype, device=q.device)
+            self._masks[q.dtype] = hidden.masked_fill_(~self._visible, -torch.inf)
+        rows = F.scaled_dot_product_attention(
+            q_rows,
+            torch.cat((k_head.expand(self._rows, -1, -1, -1), k_rows), dim=2),
+            torch.cat((v_head.expand(self._rows, -1, -1, -1), v_rows), dim=2),
+            attn_mask=self._masks[q.dtype],
+            enable_gqa=gqa,
+        )
+        rows = rows.transpose(1, 2).flatten(0, 1)
+        if p == 0:
+            return rows
+        head = F.scaled_dot_product_attention(q_head, k_head, v_head, is_causal=True, enable_gqa=gqa)
+        return torch.cat((head[0].transpose(0, 1), rows))
+
+
+def supervised_loss(
+    model: Transformer, batch: SupervisedBatch, adapters: Adapters | None = None
+) -> tuple[Tensor, int]:
+    """Summed cross-entropy of the supervised tokens in nats (float32 scalar) and how many they are.
+
+    The output head runs at supervised positions only.
+    """
+    hidden = model(batch.tokens, SharedPrefixContext(batch, adapters))[batch.places]
+    return F.cross_entropy(model.head(hidden).float(), batch.targets, reduction="sum"), len(batch.targets)
