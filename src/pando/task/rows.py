@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from pando.errors import DataError
+from pando.files import content_hash
+from pando.task.file import Kind, Task
+from pando.task.formats import BadRow, iter_rows, parse_json
+
 Output = str | dict[str, Any]
+MAX_TEXT = 1_000_000  # characters of one field
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +42,138 @@ class Example:
     @property
     def text(self) -> str:
         """The input as one text: the only field's value, or a `name: value` line for each of several."""
-        if len(self.inputs) == 1:
-            return next(iter(self.inputs.values()))
-        return "\n".join(f"{name}: {value}" for name, value in self.inputs.items())
+        return one_text(self.inputs)
+
+
+@dataclass
+class Table:
+    """A file's rows: the usable ones, the bad ones, and the lines of those without any text."""
+
+    path: Path
+    examples: list[Example] = field(default_factory=list)
+    bad: list[BadRow] = field(default_factory=list)
+    empty: list[int] = field(default_factory=list)
+
+    @property
+    def read(self) -> int:
+        """How many rows the file has."""
+        return len(self.examples) + len(self.bad) + len(self.empty)
+
+
+def read_table(task: Task, path: Path) -> Table:
+    """Reads a file of a task's rows.
+
+    Raises:
+        DataError: the file cannot be read, has no rows, or no row has a field that the task names.
+    """
+    table, fields = Table(path), task.fields
+    wanted = [*fields.input, fields.output, *([fields.group] if fields.group else [])]
+    present: Counter[str] = Counter()
+    repeats: Counter[str] = Counter()
+    for row in iter_rows(path):
+        if isinstance(row, BadRow):
+            table.bad.append(row)
+            continue
+        present.update(row.values.keys())
+        try:
+            example = _example(row.values, row.line, task)
+        except DataError as error:
+            table.bad.append(BadRow(row.line, str(error)))
+            continue
+        if not any(text.strip() for text in example.inputs.values()):
+            table.empty.append(row.line)
+            continue
+        repeats[example.id] += 1
+        if repeats[example.id] > 1:
+            object.__setattr__(example, "id", f"{example.id}-{repeats[example.id]}")
+        table.examples.append(example)
+    if not table.read:
+        raise DataError(f"{path} has no rows")
+    unknown = [name for name in wanted if not present[name]]
+    if present and unknown:
+        known = ", ".join(name for name, _ in present.most_common(20))
+        raise DataError(f"{path} has no field {', '.join(unknown)}; its fields are {known}: mend `fields` in the task")
+    return table
+
+
+def one_text(inputs: Mapping[str, str]) -> str:
+    """Several input fields as one text, as `Example.text`."""
+    if len(inputs) == 1:
+        return next(iter(inputs.values()))
+    return "\n".join(f"{name}: {value}" for name, value in inputs.items())
+
+
+def row_inputs(values: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
+    """The input fields of a row as text: numbers and truth values as JSON writes them, null as the empty text.
+
+    Raises:
+        DataError: a field is missing, too long, or neither a text nor a number.
+    """
+    return {name: _text(_field(values, name), name) for name in names}
+
+
+def row_output(value: Any, kind: Kind, name: str) -> Output:
+    """The wanted answer of a row: labels and texts without white space around them, objects as they are.
+
+    Raises:
+        DataError: it is missing or does not suit the kind of task.
+    """
+    if kind == "extract":
+        if isinstance(value, str):
+            try:
+                value = parse_json(value)
+            except ValueError as error:
+                raise DataError(f"{name} is not JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise DataError(f"{name} is {_named(value)}; an extract task needs a JSON object")
+        return value
+    text = _text(value, name).strip()
+    if not text:
+        raise DataError(f"{name} is empty")
+    return text
+
+
+def _example(values: Mapping[str, Any], line: int, task: Task) -> Example:
+    fields = task.fields
+    inputs = row_inputs(values, fields.input)
+    output = row_output(_field(values, fields.output), task.kind, fields.output)
+    group = (_text(_field(values, fields.group), fields.group).strip() if fields.group else "") or None
+    try:
+        if len(json.dumps(output)) > 6 * MAX_TEXT:  # an escaped character takes six
+            raise DataError(f"{fields.output} is over {MAX_TEXT:,} characters")
+        name = content_hash([inputs, output]).removeprefix("sha256:")[:16]
+    except UnicodeEncodeError:
+        raise DataError("a text holds half a surrogate pair, which is no character") from None
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{fields.output} holds what JSON has no word for: {error}") from None
+    return Example(name, inputs, output, group, line)
+
+
+def _field(values: Mapping[str, Any], name: str) -> Any:
+    if name not in values:
+        raise DataError(f"no field {name}")
+    return values[name]
+
+
+def _text(value: Any, name: str) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, (bool, int, float)):
+        return json.dumps(value)
+    if not isinstance(value, str):
+        raise DataError(f"{name} is {_named(value)}, not a text")
+    if len(value) > MAX_TEXT:
+        raise DataError(f"{name} has {len(value):,} characters; the limit is {MAX_TEXT:,}: shorten or split the text")
+    return value
+
+
+def _named(value: Any) -> str:
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+    }
+    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")

@@ -1,48 +1,314 @@
-"""Train, select, confirm and test, by content and never by order."""
+"""Train, select, confirm and test: by content, never by order, with all that is alike on one side.
+
+Rows that share a `group`, repeat each other or are near-duplicates form a cluster. Clusters are ordered by a hash of
+their content, and the first of them make the test split (where one file is given), then confirm, then select; the
+rest is train. So the same rows give the same splits on any machine and in any order, and more rows move few.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pando.errors import DataError
+from pando.files import atomic_write, check_format, content_hash
+from pando.task.accounting import SHOWN, Dropped, RowReport, some
 from pando.task.file import Task
-from pando.task.rows import Example
+from pando.task.near import Likeness, find_alike
+from pando.task.rows import Example, Table, read_table
 
-
-@dataclass
-class RowReport:
-    """What became of every row; `as_dict()` is the report's `rows`."""
-
-    too_long: int = 0
-    notes: list[str] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]: ...
+FORMAT_VERSION = 1
+_SHARE, _LEAST, _MOST = 5, 100, 1000  # a fifth of the rows, 100 to 1,000
+_TINY = 3  # and never over a third
+_UNSEEN = 0.1  # share of test rows with labels unknown to train above which the two files do not belong together
+_PLAN = ("train", "select", "confirm", "test", "dropped")
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The rows of a task, each in one split. The test rows stay in their file until `open_test` is called."""
+    """The rows of a task, each in one split, in the order of their ids.
+
+    Attributes:
+        train: what rungs learn from and demonstrate with.
+        select: what rungs choose by.
+        confirm: what the ladder compares rungs by.
+        labels: the sorted labels of kind classify, else empty.
+        report: what became of every row.
+        hash: "sha256:..." over the ids of all splits.
+        test_hash: "sha256:..." over the inputs of the test rows: what openings are counted by.
+        test_ids: ids of the test rows, which stay in their file until `open_test`.
+    """
 
     train: list[Example]
     select: list[Example]
     confirm: list[Example]
-    labels: tuple[str, ...]  # sorted; empty unless classify
+    labels: tuple[str, ...]
     report: RowReport
-    hash: str  # of all splits
-    test_hash: str  # of the test rows' inputs: what the ledger counts openings by
+    hash: str
+    test_hash: str
     test_ids: tuple[str, ...]
-    _open: Callable[[], list[Example]]
+    _read_test: Callable[[], list[Example]] = field(repr=False)
 
-    def open_test(self) -> list[Example]: ...
+    def open_test(self) -> list[Example]:
+        """Reads the test rows; whoever calls this records the opening.
+
+        Raises:
+            DataError: the file is gone or its rows have changed since the splits were made.
+        """
+        rows = {example.id: example for example in self._read_test()}
+        if not set(self.test_ids) <= rows.keys():
+            raise DataError("the test rows have changed since the splits were made; start anew with another --out")
+        return [replace(rows[name], split="test") for name in self.test_ids]
 
 
 def make_splits(task: Task, path: Path | None = None) -> Splits:
-    """Reads the rows, checks and splits them; `path` (splits.json) keeps the ids and is verified on later calls."""
-    ...
+    """Reads, checks and splits the rows of a task.
+
+    Args:
+        path: `splits.json`, written (ids only) the first time; later the splits are those it holds.
+
+    Raises:
+        DataError: rows that cannot be used, too few of them, a single label, labels that only the test has, or rows
+            other than those that `path` was made for.
+    """
+    table = read_table(task, task.train_path)
+    test = read_table(task, task.test_path) if task.test_path else None
+    report = _account([table, *([test] if test else [])], task)
+    alike = find_alike([e.text for t in (table, test) if t for e in t.examples])
+    plan, clusters = _plan(table, test, alike, report, task)
+    if path is not None:
+        plan = _kept(plan, path, task)
+    rows = {example.id: example for example in table.examples}
+    made = {name: [replace(rows[i], split=name) for i in plan[name]] for name in ("train", "select", "confirm")}
+    tested = [e for e in (test or table).examples if e.id in set(plan["test"])]
+    report.used = {name: len(plan[name]) for name in _PLAN[:4]}
+    labels = _labels(made, tested, report, task) if task.kind == "classify" else ()
+    _note_text(made, tested, clusters, report, task)
+    return Splits(
+        **made,
+        labels=labels,
+        report=report,
+        hash=content_hash({name: plan[name] for name in _PLAN[:4]}),
+        test_hash=content_hash(sorted(content_hash(e.inputs) for e in tested)),
+        test_ids=tuple(plan["test"]),
+        _read_test=lambda: read_table(task, task.test_path or task.train_path).examples,
+    )
 
 
-def clusters(examples: list[Example]) -> list[str] | None:
-    """Cluster of each example for clustered intervals: its group (a row without one is its own); None without groups."""
-    ...
+def groups_of(examples: Sequence[Example]) -> list[str] | None:
+    """The cluster of each example for intervals: its group, or itself where it has none; None if no row has a group."""
+    if all(example.group is None for example in examples):
+        return None
+    return [example.id if example.group is None else f"group {example.group}" for example in examples]
+
+
+def _account(tables: list[Table], task: Task) -> RowReport:
+    """Counts the rows; refuses bad ones unless the task says otherwise."""
+    report = RowReport(read={t.path.name: t.read for t in tables})
+    bad = [f"{t.path.name}:{row.line}: {row.why}" for t in tables for row in t.bad]
+    if bad and task.bad_rows == "refuse":
+        more = f"; and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
+        count = f"{len(bad):,} row{'s' * (len(bad) > 1)} cannot be used"
+        raise DataError(f"{count}: {'; '.join(bad[:SHOWN])}{more}. Mend them, or set `bad_rows: drop` in the task")
+    for t in tables:
+        if t.bad:
+            why = f"cannot be used (line {t.bad[0].line}: {t.bad[0].why})"
+            report.dropped.append(Dropped(t.path.name, why, [row.line for row in t.bad]))
+        if t.empty:
+            report.dropped.append(Dropped(t.path.name, "no text in the input", t.empty))
+        if not t.examples:
+            raise DataError(f"{t.path} has no usable row: {report.dropped[-1].why}")
+        report.duplicates += sum("-" in e.id for e in t.examples)
+        outputs: dict[str, set[str]] = defaultdict(set)
+        keys = [(content_hash(e.inputs), e.id.partition("-")[0], e.line) for e in t.examples]
+        for key, name, _ in keys:
+            outputs[key].add(name)
+        if lines := [line for key, _, line in keys if len(outputs[key]) > 1]:
+            report.contradictory[t.path.name] = lines
+            report.notes.append(f"{t.path.name}: same input, different output: {some(lines)}")
+    return report
+
+
+def _plan(
+    table: Table, test: Table | None, alike: Likeness, report: RowReport, task: Task
+) -> tuple[dict[str, list[str]], list[list[Example]]]:
+    """Ids by split, and the clusters of the training file."""
+    dropped = _overlapping(table, test, alike, report) if test else set()
+    if len(dropped) == len(table.examples):
+        raise DataError(f"every row of {table.path} is also in {task.test_path}: nothing is left to train on")
+    kept = [i for i, e in enumerate(table.examples) if e.id not in dropped]
+    clusters = _clusters(table.examples, kept, alike)
+    pool = _Pool(clusters, classify=task.kind == "classify")
+    plan: dict[str, list[Example]] = {}
+    tested = [] if test else pool.take(_share(pool.rows), "test")
+    development = _share(pool.rows)
+    plan["confirm"] = pool.take(development // 2, "confirm")
+    plan["select"] = pool.take(development - development // 2, "select")
+    plan["train"] = pool.rest()
+    plan["test"] = test.examples if test else tested
+    if missing := [name for name in _PLAN[:4] if not plan[name]]:
+        labels = len({str(e.output) for e in table.examples})
+        of = f" with {labels:,} labels" if task.kind == "classify" else ""
+        raise DataError(
+            f"{table.path}: {len(kept):,} rows{of} in {len(clusters):,} clusters are too few to fill {missing[0]}: "
+            "every split needs rows of its own, and train one of each label; add rows"
+        )
+    ids = {name: sorted(e.id for e in examples) for name, examples in plan.items()}
+    return {**ids, "dropped": sorted(dropped)}, clusters
+
+
+def _overlapping(table: Table, test: Table, alike: Likeness, report: RowReport) -> set[str]:
+    """Ids of training rows that a test row repeats, or nearly; the test stays whole."""
+    classes = alike.classes[: len(table.examples)]
+    tested = set(alike.classes[len(table.examples) :])
+    near = {a if b in tested else b for a, b in alike.pairs if (a in tested) != (b in tested)}
+    near |= {c for pair in alike.pairs if tested.issuperset(pair) for c in pair} | tested
+    inputs = {content_hash(e.inputs) for e in test.examples}
+    exact = [e for e in table.examples if content_hash(e.inputs) in inputs]
+    found = {e.id for e in exact}
+    close = [e for e, c in zip(table.examples, classes, strict=True) if c in near and e.id not in found]
+    report.overlap_exact, report.overlap_near = len(exact), len(close)
+    for why, rows in (("also in the test file", exact), ("nearly the same as a test row", close)):
+        if rows:
+            report.dropped.append(Dropped(table.path.name, why, [e.line for e in rows]))
+    shared = {e.group for e in table.examples} & {e.group for e in test.examples} - {None}
+    if shared:
+        report.notes.append(f"{len(shared):,} groups have rows in both {table.path.name} and {test.path.name}")
+    return found | {e.id for e in close}
+
+
+def _clusters(examples: list[Example], kept: list[int], alike: Likeness) -> list[list[Example]]:
+    """Examples joined by class, by near-duplicates and by group, over any number of steps."""
+    parent: dict[Any, Any] = {}
+
+    def root(x: Any) -> Any:
+        while (up := parent.setdefault(x, x)) != x:
+            parent[x] = parent[up]
+            x = up
+        return x
+
+    present = {alike.classes[i] for i in kept}
+    for a, b in alike.pairs:
+        if a in present and b in present:
+            parent[root(b)] = root(a)
+    for i in kept:
+        if examples[i].group is not None:
+            parent[root(("group", examples[i].group))] = root(alike.classes[i])
+    found: dict[Any, list[Example]] = defaultdict(list)
+    for i in kept:
+        found[root(alike.classes[i])].append(examples[i])
+    return list(found.values())
+
+
+class _Pool:
+    """Clusters not yet taken by a split. What is left always has a row of every label."""
+
+    def __init__(self, clusters: list[list[Example]], classify: bool) -> None:
+        self._clusters = clusters
+        self._classify = classify
+        self._left = Counter(self._label(e) for cluster in clusters for e in cluster)
+
+    @property
+    def rows(self) -> int:
+        return self._left.total()
+
+    def take(self, want: int, split: str) -> list[Example]:
+        """About `want` rows: a cluster is taken if that brings their number closer, the smallest if none does."""
+        ordered = sorted(self._clusters, key=lambda cluster: _order(cluster, split))
+        taken: list[Example] = []
+        rest = []
+        for cluster in ordered:
+            if len(cluster) < 2 * (want - len(taken)) and self._spares(cluster):
+                taken += self._remove(cluster)
+            else:
+                rest.append(cluster)
+        if not taken and (small := min(filter(self._spares, rest), key=len, default=None)):
+            rest.remove(small)
+            taken = self._remove(small)
+        self._clusters = rest
+        return taken
+
+    def rest(self) -> list[Example]:
+        return [e for cluster in self._clusters for e in cluster]
+
+    def _label(self, example: Example) -> str:
+        return str(example.output) if self._classify else ""
+
+    def _spares(self, cluster: list[Example]) -> bool:
+        return all(self._left[label] > n for label, n in Counter(map(self._label, cluster)).items())
+
+    def _remove(self, cluster: list[Example]) -> list[Example]:
+        self._left.subtract(map(self._label, cluster))
+        return cluster
+
+
+def _order(cluster: list[Example], split: str) -> bytes:
+    return hashlib.sha256(f"{split} {min(e.id for e in cluster)}".encode()).digest()
+
+
+def _share(rows: int) -> int:
+    return min(max(rows // _SHARE, _LEAST), _MOST, rows // _TINY)
+
+
+def _kept(plan: dict[str, list[str]], path: Path, task: Task) -> dict[str, list[str]]:
+    """The plan that `path` holds, which is this one unless an older Pando made it; written if it is not there."""
+    if not path.exists():
+        stored = {"format_version": FORMAT_VERSION, "task": task.name, **plan}
+        atomic_write(path, json.dumps(stored, indent=0) + "\n")
+        return plan
+    try:
+        stored = json.loads(path.read_text())
+        check_format(str(path), stored["format_version"], FORMAT_VERSION)
+        kept: dict[str, list[str]] = {name: stored[name] for name in _PLAN}
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{path} is damaged; remove it, or start anew with another --out") from None
+    if sorted(sum(kept.values(), [])) != sorted(sum(plan.values(), [])):
+        raise DataError(f"the rows have changed since {path} was made; start anew with another --out")
+    return kept
+
+
+def _labels(made: dict[str, list[Example]], tested: list[Example], report: RowReport, task: Task) -> tuple[str, ...]:
+    """The labels, sorted; they are those of the train split, which has them all."""
+    counts = Counter(str(e.output) for examples in made.values() for e in examples)
+    labels = tuple(sorted(counts))
+    report.labels = {label: counts[label] for label in labels}
+    if len(labels) == 1:
+        raise DataError(f"{task.train_path}: every row has the label {labels[0]!r}; classifying needs two or more")
+    unseen: dict[str, list[int]] = defaultdict(list)
+    for example in tested:
+        if example.output not in counts:
+            unseen[str(example.output)].append(example.line)
+    report.unseen_labels = dict(sorted(unseen.items()))
+    total = sum(map(len, unseen.values()))
+    if total:
+        named = ", ".join(f"{label!r} ({some(lines)})" for label, lines in list(report.unseen_labels.items())[:SHOWN])
+        what = f"{task.test_path}: {total:,} of {len(tested):,} rows have labels that no training row has: {named}"
+        if total > _UNSEEN * len(tested):
+            raise DataError(f"{what}. Mend the labels, or add training rows that have them")
+        report.notes.append(f"{what}; they count as wrong for every rung")
+    alike = Counter(label.casefold() for label in labels)
+    if twins := [label for label in labels if alike[label.casefold()] > 1]:
+        report.notes.append(f"labels that differ in case only: {', '.join(map(repr, twins[:SHOWN]))}")
+    return labels
+
+
+def _note_text(
+    made: dict[str, list[Example]], tested: list[Example], clusters: list[list[Example]], report: RowReport, task: Task
+) -> None:
+    """Notes on what makes the numbers to come weaker than they look."""
+    largest = max(map(len, clusters))
+    rows = sum(map(len, made.values()))
+    if largest > max(10, rows // 4):
+        report.notes.append(f"{largest:,} rows are alike or of one group and so in one split")
+    if task.metric == "rouge_l":
+        sample = [str(e.output) for e in made["train"][:200]]
+        if sum(any(c.isascii() and c.isalnum() for c in text) for text in sample) < len(sample) / 2:
+            report.notes.append("rouge_l sees only the letters a-z and digits, which most outputs lack: use chrf")
+    if len(tested) < _LEAST:
+        wide = 98 / len(tested) ** 0.5
+        report.notes.append(f"{len(tested)} test rows: a share's 95 % interval is up to ±{min(wide, 50):.0f} points")
