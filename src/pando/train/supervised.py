@@ -92,29 +92,40 @@ class SharedPrefixContext(Context):
         super().__init__(torch.cat((torch.arange(batch.prefix, device=device), inside.repeat(batch.rows))), adapters)
         self._prefix, self._rows = batch.prefix, batch.rows
         keys = torch.arange(batch.prefix + batch.width, device=device)
-        self._visible = keys <= inside[:, None]  # [T, P + T]
-        self._masks: dict[torch.dtype, Tensor] = {}
+        visible = keys <= inside[:, None]  # [T, P + T]
+        self._mask = torch.zeros(visible.shape, device=device).masked_fill_(~visible, -torch.inf)
 
     def attend(self, layer: int, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [P + R * T, heads, head_dim]: the prefix over itself, each row over the prefix and itself."""
-        p, gqa = self._prefix, config.heads != config.kv_heads
-        q_head, k_head, v_head = (x[:p].transpose(0, 1)[None] for x in (q, k, v))
-        q_rows, k_rows, v_rows = (x[p:].unflatten(0, (self._rows, -1)).transpose(1, 2) for x in (q, k, v))
-        if q.dtype not in self._masks:
-            hidden = torch.zeros(self._visible.shape, dtype=q.dtype, device=q.device)
-            self._masks[q.dtype] = hidden.masked_fill_(~self._visible, -torch.inf)
-        rows = F.scaled_dot_product_attention(
+        """q [P + R * T, heads, head_dim]: the prefix over itself, each row over the prefix and itself.
+
+        Attention is computed in float32 whatever comes in: for rows this short torch's bfloat16 kernel for CPUs is
+        several times slower, its backward pass most of all.
+        """
+        p = self._prefix
+        q32, k32, v32 = q.float(), k.float(), v.float()
+        q_head, k_head, v_head = (x[:p].transpose(0, 1)[None] for x in (q32, k32, v32))
+        q_rows, k_rows, v_rows = (x[p:].unflatten(0, (self._rows, -1)).transpose(1, 2) for x in (q32, k32, v32))
+        rows = _grouped_attention(
             q_rows,
             torch.cat((k_head.expand(self._rows, -1, -1, -1), k_rows), dim=2),
             torch.cat((v_head.expand(self._rows, -1, -1, -1), v_rows), dim=2),
-            attn_mask=self._masks[q.dtype],
-            enable_gqa=gqa,
+            self._mask,
         )
-        rows = rows.transpose(1, 2).flatten(0, 1)
+        rows = rows.transpose(1, 2).flatten(0, 1).to(q.dtype)
         if p == 0:
             return rows
-        head = F.scaled_dot_product_attention(q_head, k_head, v_head, is_causal=True, enable_gqa=gqa)
-        return torch.cat((head[0].transpose(0, 1), rows))
+        head = F.scaled_dot_product_attention(q_head, k_head, v_head, is_causal=True, enable_gqa=True)
+        return torch.cat((head[0].transpose(0, 1).to(q.dtype), rows))
+
+
+def _grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """q [R, heads, T, d] over k, v [R, kv_heads, L, d] with an additive mask [T, L]. The queries that share a key head
+    are laid end to end, so that keys and values are never repeated.
+    """
+    group = q.shape[1] // k.shape[1]
+    stacked = q.unflatten(1, (k.shape[1], group)).flatten(2, 3)
+    out = F.scaled_dot_product_attention(stacked, k, v, attn_mask=mask.repeat(group, 1))
+    return out.unflatten(2, (group, -1)).flatten(1, 2)
 
 
 def supervised_loss(
