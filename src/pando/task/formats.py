@@ -231,7 +231,7 @@ def _parquet(file: BinaryIO, path: Path) -> Iterator[Row | BadRow]:
         if not file.seekable():  # Parquet is read from its end
             while block := file.read(2**20):
                 plain.write(block)
-            file = plain  # type: ignore[assignment]
+            file = plain
         number = 0
         try:
             for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1024):

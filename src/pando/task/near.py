@@ -103,14 +103,16 @@ def _common_shingles(texts: list[str]) -> np.ndarray:
     """What over a tenth of the texts share says nothing about whether two of them are the same."""
     least = max(_LEAST_COMMON, int(_COMMON * len(texts)))
     shingles, counts = np.unique(np.concatenate([_shingles(text) for text in texts]), return_counts=True)
-    return shingles[counts > least]
+    common: np.ndarray = shingles[counts > least]
+    return common
 
 
 def _without(shingles: np.ndarray, common: np.ndarray) -> np.ndarray:
     if not len(common):
         return shingles
     place = np.minimum(np.searchsorted(common, shingles), len(common) - 1)
-    return shingles[common[place] != shingles]
+    rare: np.ndarray = shingles[common[place] != shingles]
+    return rare
 
 
 def _signatures(texts: list[str], common: np.ndarray) -> np.ndarray:

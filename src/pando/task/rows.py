@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pando.errors import DataError
@@ -47,9 +46,9 @@ class Example:
 
 @dataclass
 class Table:
-    """A file's rows: the usable ones, the bad ones, and the lines of those without any text."""
+    """The rows of the file that a task names `name`: usable ones, bad ones, and the lines of those without any text."""
 
-    path: Path
+    name: str
     examples: list[Example] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
     empty: list[int] = field(default_factory=list)
@@ -60,13 +59,13 @@ class Table:
         return len(self.examples) + len(self.bad) + len(self.empty)
 
 
-def read_table(task: Task, path: Path) -> Table:
-    """Reads a file of a task's rows.
+def read_table(task: Task, name: str) -> Table:
+    """Reads a file of a task's rows, `name` as the task's `data` has it.
 
     Raises:
         DataError: the file cannot be read, has no rows, or no row has a field that the task names.
     """
-    table, fields = Table(path), task.fields
+    table, fields, path = Table(name), task.fields, task.folder / name
     wanted = [*fields.input, fields.output, *([fields.group] if fields.group else [])]
     present: Counter[str] = Counter()
     repeats: Counter[str] = Counter()

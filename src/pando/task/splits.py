@@ -12,8 +12,8 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from pando.errors import DataError
 from pando.files import atomic_write, check_format, content_hash
@@ -76,8 +76,8 @@ def make_splits(task: Task, path: Path | None = None) -> Splits:
         DataError: rows that cannot be used, too few of them, a single label, labels that only the test has, or rows
             other than those that `path` was made for.
     """
-    table = read_table(task, task.train_path)
-    test = read_table(task, task.test_path) if task.test_path else None
+    table = read_table(task, task.data.train or task.data.file or "")
+    test = read_table(task, task.data.test) if task.data.test else None
     report = _account([table, *([test] if test else [])], task)
     alike = find_alike([e.text for t in (table, test) if t for e in t.examples])
     plan, clusters = _plan(table, test, alike, report, task)
@@ -96,7 +96,7 @@ def make_splits(task: Task, path: Path | None = None) -> Splits:
         hash=content_hash({name: plan[name] for name in _PLAN[:4]}),
         test_hash=content_hash(sorted(content_hash(e.inputs) for e in tested)),
         test_ids=tuple(plan["test"]),
-        _read_test=lambda: read_table(task, task.test_path or task.train_path).examples,
+        _read_test=lambda: read_table(task, task.data.test or task.data.file or "").examples,
     )
 
 
@@ -109,8 +109,8 @@ def groups_of(examples: Sequence[Example]) -> list[str] | None:
 
 def _account(tables: list[Table], task: Task) -> RowReport:
     """Counts the rows; refuses bad ones unless the task says otherwise."""
-    report = RowReport(read={t.path.name: t.read for t in tables})
-    bad = [f"{t.path.name}:{row.line}: {row.why}" for t in tables for row in t.bad]
+    report = RowReport(read={t.name: t.read for t in tables})
+    bad = [f"{t.name}:{row.line}: {row.why}" for t in tables for row in t.bad]
     if bad and task.bad_rows == "refuse":
         more = f"; and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
         count = f"{len(bad):,} row{'s' * (len(bad) > 1)} cannot be used"
@@ -118,19 +118,19 @@ def _account(tables: list[Table], task: Task) -> RowReport:
     for t in tables:
         if t.bad:
             why = f"cannot be used (line {t.bad[0].line}: {t.bad[0].why})"
-            report.dropped.append(Dropped(t.path.name, why, [row.line for row in t.bad]))
+            report.dropped.append(Dropped(t.name, why, [row.line for row in t.bad]))
         if t.empty:
-            report.dropped.append(Dropped(t.path.name, "no text in the input", t.empty))
+            report.dropped.append(Dropped(t.name, "no text in the input", t.empty))
         if not t.examples:
-            raise DataError(f"{t.path} has no usable row: {report.dropped[-1].why}")
+            raise DataError(f"{t.name} has no usable row: {report.dropped[-1].why}")
         report.duplicates += sum("-" in e.id for e in t.examples)
         outputs: dict[str, set[str]] = defaultdict(set)
         keys = [(content_hash(e.inputs), e.id.partition("-")[0], e.line) for e in t.examples]
         for key, name, _ in keys:
             outputs[key].add(name)
         if lines := [line for key, _, line in keys if len(outputs[key]) > 1]:
-            report.contradictory[t.path.name] = lines
-            report.notes.append(f"{t.path.name}: same input, different output: {some(lines)}")
+            report.contradictory[t.name] = lines
+            report.notes.append(f"{t.name}: same input, different output: {some(lines)}")
     return report
 
 
@@ -140,23 +140,24 @@ def _plan(
     """Ids by split, and the clusters of the training file."""
     dropped = _overlapping(table, test, alike, report) if test else set()
     if len(dropped) == len(table.examples):
-        raise DataError(f"every row of {table.path} is also in {task.test_path}: nothing is left to train on")
+        raise DataError(f"every row of {table.name} is also in {task.data.test}: nothing is left to train on")
     kept = [i for i, e in enumerate(table.examples) if e.id not in dropped]
     clusters = _clusters(table.examples, kept, alike)
     pool = _Pool(clusters, classify=task.kind == "classify")
     plan: dict[str, list[Example]] = {}
-    tested = [] if test else pool.take(_share(pool.rows), "test")
+    plan["test"] = test.examples if test else pool.take(_share(pool.rows), "test")
     development = _share(pool.rows)
     plan["confirm"] = pool.take(development // 2, "confirm")
     plan["select"] = pool.take(development - development // 2, "select")
     plan["train"] = pool.rest()
-    plan["test"] = test.examples if test else tested
+    if task.fields.group:
+        dropped |= _part(plan, table, alike, report, task)
     if missing := [name for name in _PLAN[:4] if not plan[name]]:
         labels = len({str(e.output) for e in table.examples})
         of = f" with {labels:,} labels" if task.kind == "classify" else ""
         raise DataError(
-            f"{table.path}: {len(kept):,} rows{of} in {len(clusters):,} clusters are too few to fill {missing[0]}: "
-            "every split needs rows of its own, and train one of each label; add rows"
+            f"{table.name}: {len(kept):,} rows{of} in {len(clusters):,} clusters (rows that are alike or of one group "
+            f"stay together) cannot fill the {missing[0]} split beside train, which needs a row of each label: add rows"
         )
     ids = {name: sorted(e.id for e in examples) for name, examples in plan.items()}
     return {**ids, "dropped": sorted(dropped)}, clusters
@@ -165,9 +166,7 @@ def _plan(
 def _overlapping(table: Table, test: Table, alike: Likeness, report: RowReport) -> set[str]:
     """Ids of training rows that a test row repeats, or nearly; the test stays whole."""
     classes = alike.classes[: len(table.examples)]
-    tested = set(alike.classes[len(table.examples) :])
-    near = {a if b in tested else b for a, b in alike.pairs if (a in tested) != (b in tested)}
-    near |= {c for pair in alike.pairs if tested.issuperset(pair) for c in pair} | tested
+    near = _near(set(alike.classes[len(table.examples) :]), alike)
     inputs = {content_hash(e.inputs) for e in test.examples}
     exact = [e for e in table.examples if content_hash(e.inputs) in inputs]
     found = {e.id for e in exact}
@@ -175,18 +174,32 @@ def _overlapping(table: Table, test: Table, alike: Likeness, report: RowReport) 
     report.overlap_exact, report.overlap_near = len(exact), len(close)
     for why, rows in (("also in the test file", exact), ("nearly the same as a test row", close)):
         if rows:
-            report.dropped.append(Dropped(table.path.name, why, [e.line for e in rows]))
+            report.dropped.append(Dropped(table.name, why, [e.line for e in rows]))
     shared = {e.group for e in table.examples} & {e.group for e in test.examples} - {None}
     if shared:
-        report.notes.append(f"{len(shared):,} groups have rows in both {table.path.name} and {test.path.name}")
+        report.notes.append(f"{len(shared):,} groups have rows in both {table.name} and {test.name}")
     return found | {e.id for e in close}
 
 
-def _clusters(examples: list[Example], kept: list[int], alike: Likeness) -> list[list[Example]]:
-    """Examples joined by class, by near-duplicates and by group, over any number of steps."""
-    parent: dict[Any, Any] = {}
+def _near(classes: set[int], alike: Likeness) -> set[int]:
+    """The classes and those that are nearly the same as one of them."""
+    near = set(classes)
+    for a, b in alike.pairs:
+        if a in classes:
+            near.add(b)
+        if b in classes:
+            near.add(a)
+    return near
 
-    def root(x: Any) -> Any:
+
+def _clusters(examples: list[Example], kept: list[int], alike: Likeness) -> list[list[Example]]:
+    """Groups, and beside them the rows without one, joined by near-duplicates over any number of steps.
+
+    Look-alikes do not join groups: a "thank you" from each of a thousand customers would make one cluster of them all.
+    """
+    parent: dict[int, int] = {}
+
+    def root(x: int) -> int:
         while (up := parent.setdefault(x, x)) != x:
             parent[x] = parent[up]
             x = up
@@ -196,13 +209,36 @@ def _clusters(examples: list[Example], kept: list[int], alike: Likeness) -> list
     for a, b in alike.pairs:
         if a in present and b in present:
             parent[root(b)] = root(a)
+    found: dict[int | str, list[Example]] = defaultdict(list)
     for i in kept:
-        if examples[i].group is not None:
-            parent[root(("group", examples[i].group))] = root(alike.classes[i])
-    found: dict[Any, list[Example]] = defaultdict(list)
-    for i in kept:
-        found[root(alike.classes[i])].append(examples[i])
+        found[examples[i].group or root(alike.classes[i])].append(examples[i])
     return list(found.values())
+
+
+def _part(plan: dict[str, list[Example]], table: Table, alike: Likeness, report: RowReport, task: Task) -> set[str]:
+    """Drops rows that are like one of another group in a split opened later; the last row of a label stays in train."""
+    classes = {e.id: c for e, c in zip(table.examples, alike.classes, strict=False)}
+    ahead: set[int] = set()
+    gone: list[Example] = []
+    for name in ("test", "confirm", "select", "train"):
+        if name == "test" and task.data.test:
+            continue  # what is like a row of a test file has been dropped already
+        near = _near(ahead, alike)
+        left = Counter(str(e.output) for e in plan[name])
+        stay = []
+        for example in plan[name]:
+            last = name == "train" and task.kind == "classify" and left[str(example.output)] == 1
+            if classes[example.id] in near and not last:
+                left[str(example.output)] -= 1
+                gone.append(example)
+            else:
+                stay.append(example)
+        plan[name] = stay
+        ahead |= {classes[e.id] for e in stay}
+    if gone:
+        lines = sorted(e.line for e in gone)
+        report.dropped.append(Dropped(table.name, "nearly the same as a row of another group in another split", lines))
+    return {e.id for e in gone}
 
 
 class _Pool:
@@ -267,7 +303,7 @@ def _kept(plan: dict[str, list[str]], path: Path, task: Task) -> dict[str, list[
         kept: dict[str, list[str]] = {name: stored[name] for name in _PLAN}
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{path} is damaged; remove it, or start anew with another --out") from None
-    if sorted(sum(kept.values(), [])) != sorted(sum(plan.values(), [])):
+    if sorted(chain(*kept.values())) != sorted(chain(*plan.values())):
         raise DataError(f"the rows have changed since {path} was made; start anew with another --out")
     return kept
 
@@ -278,7 +314,9 @@ def _labels(made: dict[str, list[Example]], tested: list[Example], report: RowRe
     labels = tuple(sorted(counts))
     report.labels = {label: counts[label] for label in labels}
     if len(labels) == 1:
-        raise DataError(f"{task.train_path}: every row has the label {labels[0]!r}; classifying needs two or more")
+        raise DataError(
+            f"{task.data.train or task.data.file}: every row has the label {labels[0]!r}; classifying needs two or more"
+        )
     unseen: dict[str, list[int]] = defaultdict(list)
     for example in tested:
         if example.output not in counts:
@@ -287,7 +325,7 @@ def _labels(made: dict[str, list[Example]], tested: list[Example], report: RowRe
     total = sum(map(len, unseen.values()))
     if total:
         named = ", ".join(f"{label!r} ({some(lines)})" for label, lines in list(report.unseen_labels.items())[:SHOWN])
-        what = f"{task.test_path}: {total:,} of {len(tested):,} rows have labels that no training row has: {named}"
+        what = f"{task.data.test}: {total:,} of {len(tested):,} rows have labels that no training row has: {named}"
         if total > _UNSEEN * len(tested):
             raise DataError(f"{what}. Mend the labels, or add training rows that have them")
         report.notes.append(f"{what}; they count as wrong for every rung")
