@@ -104,18 +104,27 @@ def _facts(report: Mapping[str, Any]) -> Text:
 
 
 def rows(account: Mapping[str, Any]) -> Iterator[str]:
-    """The accounting of rows as short phrases; what is zero or empty is left out."""
-    for name, found in account.items():
-        label = name.replace("_", " ")
-        if isinstance(found, Mapping):
-            inner = ", ".join(rows(found))
-            if inner:
-                yield f"{label} ({inner})"
-        elif isinstance(found, list):
-            if found:
-                yield f"{label}: {len(found)}"
-        elif found:
-            yield f"{label} {found}"
+    """What became of every row, one phrase each; what did not happen is left out."""
+    if account.get("read"):
+        yield "read " + ", ".join(f"{count:,} of {file}" for file, count in account["read"].items())
+    if account.get("used"):
+        yield "used " + ", ".join(f"{split} {count:,}" for split, count in account["used"].items())
+    for one in account.get("dropped") or []:
+        yield f"dropped {one['count']:,} of {one['file']}: {one['why']} ({_lines(one)})"
+    if account.get("too_long"):
+        yield f"{account['too_long']:,} too long for the model"
+    if account.get("duplicates"):
+        yield f"{account['duplicates']:,} repeat an earlier row"
+    for file, one in (account.get("contradictory") or {}).items():
+        yield f"{one['count']:,} of {file} contradict another row ({_lines(one)})"
+    for label, one in (account.get("unseen_labels") or {}).items():
+        yield f"{one['count']:,} test rows have the label {label}, which no training row has ({_lines(one)})"
+    yield from account.get("notes") or []
+
+
+def _lines(found: Mapping[str, Any]) -> str:
+    more = found["count"] - len(found["lines"])
+    return "line " + ", ".join(map(str, found["lines"])) + (f" and {more:,} more" if more else "")
 
 
 def times(count: int) -> str:
