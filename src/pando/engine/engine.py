@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pando.engine.batch import Row, StepContext
 from pando.engine.cache import BLOCK, KVCache, digests
-from pando.engine.jobs import Generation, Job, Logits, Pooling, Scoring, blocks_for
+from pando.engine.jobs import Generation, Job, Logits, Pooling, blocks_for
 from pando.engine.requests import RequestCompiler
 from pando.errors import PandoError, RequestError
 from pando.interface import (
@@ -153,9 +153,15 @@ class Engine:
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(
-            generate=True, score=True, features=True, embed=True, adapters=True, grammar=True, train=self._dtype != "int8",
+            generate=True,
+            score=True,
+            features=True,
+            embed=True,
+            adapters=True,
+            grammar=True,
             chat=self.base.tokenizer.has_template,
-        )  # fmt: skip
+            train=self._dtype != "int8",
+        )
 
     @property
     def context_length(self) -> int:

@@ -83,10 +83,10 @@ def _source(request: GenerateRequest, field: str) -> str:
     if field == "schema":
         # The spelling of json.dumps, so that training rows and answers look alike; free white space would let a
         # small model emit blanks for ever.
-        overrides = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-        return str(LLMatcher.grammar_from_json_schema(request.schema, overrides=overrides))
+        overrides: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+        return str(LLMatcher.grammar_from_json_schema(request.schema or {}, overrides=overrides))
     if field == "regex":
-        return str(LLMatcher.grammar_from_regex(request.regex))
+        return str(LLMatcher.grammar_from_regex(request.regex or ""))
     return str(LLMatcher.grammar_from_lark(_choice(request.choices or ())))
 
 

@@ -339,7 +339,9 @@ class Scoring(Job):
     def take(self, row: Row, at: int, found: Logits) -> None:
         tree = self.trees[self.done]
         size = len(found.best)
-        edges = [(parent + 1 - at, token, number) for parent, token, number in tree.edges if 0 <= parent + 1 - at < size]
+        edges = [
+            (parent + 1 - at, token, number) for parent, token, number in tree.edges if 0 <= parent + 1 - at < size
+        ]
         places = torch.tensor([edge[0] for edge in edges], device=found.best.device)
         tokens = torch.tensor([edge[1] for edge in edges], device=found.best.device)
         values = (found.logits[places, tokens] - found.total[places]).tolist()

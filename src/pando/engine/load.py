@@ -37,7 +37,7 @@ def load(ref: str | Path = DEFAULT_BASE, device: str = "auto", dtype: str = "aut
     if threads:
         torch.set_num_threads(threads)
     base = open_base(str(ref))
-    module = base.module(device=where, dtype=_DTYPES[kind])
+    module = base.module(device=str(where), dtype=_DTYPES[kind])
     if kind == "int8":
         module = quantise(module)
     return Engine(base, module.eval().requires_grad_(False), where, kind, _cache_tokens(base, where, kind))

@@ -19,6 +19,10 @@ _GEMM_ROWS = 32
 class Int8Projection(Projection):
     """A projection with int8 weights [out, in] and a bfloat16 scale [out]."""
 
+    weight: Tensor  # type: ignore[assignment]
+    scale: Tensor
+    bias: Tensor | None
+
     def __init__(self, source: Projection) -> None:
         nn.Module.__init__(self)
         self.site = source.site
@@ -41,7 +45,7 @@ class Int8Projection(Projection):
             y = torch._weight_int8pack_mm(flat, self.weight, self.scale)
         else:
             y = F.linear(flat, self.weight.to(x.dtype) * self.scale[:, None])
-        y = y.unflatten(0, x.shape[:-1])
+        y = y.reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
 

@@ -1,4 +1,4 @@
-"""From requests to jobs: checks every field, tokenises, cuts or refuses what is too long. Runs on the caller's thread."""
+"""From requests to jobs: checks every field, tokenises, cuts or refuses what is too long. Runs where it is called."""
 
 from __future__ import annotations
 
@@ -121,9 +121,7 @@ class RequestCompiler:
             raise RequestError("a continuation has no tokens", "continuations")
         return ids
 
-    def _fit(
-        self, tokens: list[int], limit: int, truncate: str, field: str, extra: int = 0
-    ) -> tuple[list[int], int]:
+    def _fit(self, tokens: list[int], limit: int, truncate: str, field: str, extra: int = 0) -> tuple[list[int], int]:
         if truncate not in ("error", "left"):
             raise RequestError(f"truncate must be 'error' or 'left', not {truncate!r}", "truncate")
         if len(tokens) <= limit:

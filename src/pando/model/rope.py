@@ -29,15 +29,13 @@ def frequencies(config: RopeConfig) -> tuple[Tensor, float]:
 def _llama3(inverse: Tensor, scaling: RopeScaling) -> Tensor:
     """Long wavelengths are stretched, short ones kept, the band between blended (Llama 3.1 reference code)."""
     wavelength = 2 * math.pi / inverse
-    smooth = (scaling.original_length / wavelength - scaling.low_freq_factor) / (
-        scaling.high_freq_factor - scaling.low_freq_factor
-    )
+    longest = scaling.original_length / scaling.low_freq_factor
+    shortest = scaling.original_length / scaling.high_freq_factor
+    span = scaling.high_freq_factor - scaling.low_freq_factor
+    smooth = (scaling.original_length / wavelength - scaling.low_freq_factor) / span
     blended = (1 - smooth) * inverse / scaling.factor + smooth * inverse
-    stretched = torch.where(wavelength > scaling.original_length / scaling.low_freq_factor, inverse / scaling.factor, inverse)
-    between = (wavelength <= scaling.original_length / scaling.low_freq_factor) & (
-        wavelength >= scaling.original_length / scaling.high_freq_factor
-    )
-    return torch.where(between, blended, stretched)
+    stretched = torch.where(wavelength > longest, inverse / scaling.factor, inverse)
+    return torch.where((wavelength <= longest) & (wavelength >= shortest), blended, stretched)
 
 
 def _yarn(config: RopeConfig, inverse: Tensor, scaling: RopeScaling) -> tuple[Tensor, float]:

@@ -6,6 +6,8 @@ Shapes: `...` is any arrangement of tokens ([N] packed or [B, T] rows), D = d_mo
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from pando.model.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig
 from pando.model.context import Context
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -69,7 +71,9 @@ class Attention(nn.Module):
         k = self.k(x, ctx).unflatten(-1, heads)
         v = self.v(x, ctx).unflatten(-1, heads)
         q, k = ctx.rotate(self.config.rope, q, k)
-        return self.o(ctx.attend(self.layer, self.config, q, k, v).flatten(-2), ctx)
+        mixed = ctx.attend(self.layer, self.config, q, k, v).flatten(-2)
+        out: Tensor = self.o(mixed, ctx)
+        return out
 
 
 class Mlp(nn.Module):
@@ -77,14 +81,16 @@ class Mlp(nn.Module):
 
     def __init__(self, layer: int, d_model: int, config: MlpConfig) -> None:
         super().__init__()
+        self.config = config
         site = f"layers.{layer}.mlp"
-        self.activation = _ACTIVATIONS[config.activation]
         self.gate = Projection(f"{site}.gate", d_model, config.hidden, config.bias)
         self.up = Projection(f"{site}.up", d_model, config.hidden, config.bias)
         self.down = Projection(f"{site}.down", config.hidden, d_model, config.bias)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        return self.down(self.activation(self.gate(x, ctx)) * self.up(x, ctx), ctx)
+        activation = _ACTIVATIONS[self.config.activation]
+        out: Tensor = self.down(activation(self.gate(x, ctx)) * self.up(x, ctx), ctx)
+        return out
 
 
 class Block(nn.Module):
@@ -99,7 +105,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         x = x + self.attention(self.attention_norm(x), ctx)
-        return x + self.mlp(self.mlp_norm(x), ctx)
+        out: Tensor = x + self.mlp(self.mlp_norm(x), ctx)
+        return out
 
 
 class Transformer(nn.Module):

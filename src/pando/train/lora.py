@@ -42,7 +42,7 @@ def rule_learning_rate(d_model: int) -> float:
     The rule that Thinking Machines published for the llama family with its Tinker cookbook (2025); it is calibrated
     above the size of the smallest bases, so callers try a few multiples of it.
     """
-    return 5e-5 * 10 * (2000 / d_model) ** 0.781
+    return float(5e-5 * 10 * (2000 / d_model) ** 0.781)
 
 
 def training_copy(model: Transformer, number: torch.dtype) -> Transformer:
@@ -136,9 +136,8 @@ class LoraTrainer:
         order = sorted(range(len(examples)), key=lambda i: len(examples[i]))
         size = self.settings.batch_size
         for at in range(0, len(order), size):
-            value, weight = supervised_loss(
-                self._model, self._batch(order[at : at + size], examples), self.adapter
-            )
+            batch = self._batch(order[at : at + size], examples)
+            value, weight = supervised_loss(self._model, batch, self.adapter)
             total, count = total + float(value), count + weight
         return total / count
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +75,7 @@ def collate(examples: Sequence[SupervisedExample], device: torch.device | None =
     )
 
 
-def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+def _common_prefix(prompts: Sequence[tuple[int, ...]]) -> int:
     """Length of what all prompts begin with; the last token of each stays in its row, where it predicts."""
     if len(prompts) == 1:
         return 0
@@ -124,13 +125,11 @@ def _grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """
     group = q.shape[1] // k.shape[1]
     stacked = q.unflatten(1, (k.shape[1], group)).flatten(2, 3)
-    out = F.scaled_dot_product_attention(stacked, k, v, attn_mask=mask.repeat(group, 1))
-    return out.unflatten(2, (group, -1)).flatten(1, 2)
+    out: Tensor = F.scaled_dot_product_attention(stacked, k, v, attn_mask=mask.repeat(group, 1))
+    return cast(Tensor, out.unflatten(2, (group, -1))).flatten(1, 2)
 
 
-def supervised_loss(
-    model: Transformer, batch: SupervisedBatch, adapters: Adapters | None = None
-) -> tuple[Tensor, int]:
+def supervised_loss(model: Transformer, batch: SupervisedBatch, adapters: Adapters | None = None) -> tuple[Tensor, int]:
     """Summed cross-entropy of the supervised tokens in nats (float32 scalar) and how many they are.
 
     The output head runs at supervised positions only.
