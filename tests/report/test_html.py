@@ -53,7 +53,7 @@ def test_every_part_is_there(report: dict[str, Any]) -> None:
         "Yay. Another good phone interview.",
         "lora minus probe",
         "80 rows show differences of 0.07",
-        "used (train 640, select 80, confirm 80, test 1000)",
+        "used train 640, select 80, confirm 80, test 1,000",
         "sha256:0123",
     ):
         assert said in reader.text
@@ -83,7 +83,7 @@ def test_everything_from_a_user_is_escaped(report: dict[str, Any]) -> None:
     for one in report["rungs"]:
         one["name"] += EVIL
     report["chosen"] = report["rungs"][4]["name"]
-    report["rows"] = {EVIL: 3, "dropped": {EVIL: [1]}}
+    report["rows"] = {"notes": [EVIL], "read": {EVIL: 3}}
     report["confusion"]["labels"] = [EVIL, "b"]
     report["field_errors"] = [{"field": EVIL, "right": 3, "wrong": 1, "missing": 0, "extra": 0}]
     report["comparisons"][0]["a"] = EVIL
