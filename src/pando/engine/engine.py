@@ -38,6 +38,7 @@ from pando.interface import (
 )
 from pando.model.base import BaseModel
 from pando.model.lora import LoraAdapter, has_adapter, load_peft
+from pando.model.spelling import Spelling
 from pando.model.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ class Engine:
         blocks = -(-max(cache_tokens, base.config.context_length) // BLOCK) + 1
         self._cache = KVCache(base.config, blocks, device, self._number)
         self._compiler = RequestCompiler(base.config, base.tokenizer, base.identity.hash.encode())
+        self._spelling = Spelling(base.tokenizer.raw)
         self._adapters: dict[str, tuple[int, LoraAdapter | None]] = {}
         self._adapter_lock = threading.Lock()
         self._inbox: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
@@ -185,6 +187,10 @@ class Engine:
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, special ones as the tokenizer adds them."""
         return len(self.base.tokenizer.encode(text))
+
+    def token_bytes(self, tokens: Sequence[int]) -> list[bytes]:
+        """The UTF-8 bytes that each token stands for; special tokens are spelled by name."""
+        return self._spelling(tokens)
 
     def render_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The text of a chat by the base's own template (a plain format where it has none)."""
