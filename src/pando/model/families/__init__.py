@@ -1,0 +1,97 @@
+"""Model families: one short file each, which maps a Hugging Face config and its key names to ours and back.
+
+A family is added by writing its file with a `FAMILY` and naming it in `_MODULES`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pando.errors import BaseModelError
+from pando.model.config import ModelConfig
+from pando.model.families.reading import Switches
+
+Keys = Callable[[ModelConfig], Iterator[tuple[str, str]]]
+
+_MODULES = {"llama": "llama"}  # Hugging Face `model_type` -> module of this package
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """How llama.cpp keeps a family.
+
+    Attributes:
+        architecture: the file's `general.architecture`.
+        config: the metadata below `<architecture>.` -> config. `tied` and `vocab_size` are filled in by the reader.
+        keys: (our parameter name, GGUF tensor name), every one of a model.
+        paired: name endings of projections whose rows llama.cpp keeps in rotary pairs (2i, 2i + 1) instead of
+            halves (i, i + dim/2), with the number of heads.
+    """
+
+    architecture: str
+    config: Callable[[Switches], ModelConfig]
+    keys: Keys
+    paired: Callable[[ModelConfig], dict[str, int]] = lambda config: {}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family.
+
+    Attributes:
+        name: what `ModelConfig.family` says.
+        config: reads a Hugging Face config.json; unsupported switches are errors that name the switch.
+        hf_config: the config.json of a config, without token ids; transformers opens it.
+        keys: (our parameter name, Hugging Face key), every parameter of a model once.
+        ignored: regular expressions of keys that old files carry and nothing needs.
+        gguf: how GGUF files keep it, or None.
+    """
+
+    name: str
+    config: Callable[[dict[str, Any]], ModelConfig]
+    hf_config: Callable[[ModelConfig], dict[str, Any]]
+    keys: Keys
+    ignored: tuple[str, ...] = field(default=())
+    gguf: Gguf | None = None
+
+
+def family(name: str) -> Family:
+    """The family of this name (`ModelConfig.family`, Hugging Face's `model_type`).
+
+    Raises:
+        BaseModelError: no such family.
+    """
+    if name not in _MODULES:
+        raise BaseModelError(f"model_type {name!r} is not supported; supported are {', '.join(sorted(_MODULES))}")
+    found = importlib.import_module(f"pando.model.families.{_MODULES[name]}").FAMILY
+    assert isinstance(found, Family)
+    return found
+
+
+def gguf_family(architecture: str) -> Family:
+    """The family that llama.cpp calls `architecture`.
+
+    Raises:
+        BaseModelError: no such family.
+    """
+    known = {f.gguf.architecture: f for f in map(family, sorted(_MODULES)) if f.gguf is not None}
+    if architecture not in known:
+        raise BaseModelError(
+            f"general.architecture {architecture!r} is not supported in GGUF; supported are {', '.join(known)}"
+        )
+    return known[architecture]
+
+
+def read_config(hf: dict[str, Any]) -> ModelConfig:
+    """A Hugging Face config.json of any supported family -> config.
+
+    Raises:
+        BaseModelError: the family, or a switch in the config, is not supported; the message names it.
+    """
+    model_type = hf.get("model_type")
+    if not isinstance(model_type, str):
+        raise BaseModelError("config.json has no model_type: it does not describe a model that can be loaded")
+    return family(model_type).config(hf)

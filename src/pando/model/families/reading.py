@@ -1,0 +1,172 @@
+"""Reading a config strictly: every switch is used, known to change nothing, or refused by name."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pando.errors import BaseModelError
+from pando.model.config import RopeConfig, RopeScaling
+
+# What Hugging Face configs carry that does not change the outputs of the model.
+_HARMLESS = {
+    "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "diversity_penalty", "dtype",
+    "eos_token_id", "finetuning_task", "id2label", "initializer_range", "is_llama_config",
+    "keys_to_ignore_at_inference",
+    "label2id", "length_penalty", "license", "max_length", "max_sequence_length", "min_length", "model_max_length",
+    "model_type", "name_or_path", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences",
+    "output_attentions", "output_hidden_states", "pad_token_id", "prefix", "problem_type", "remove_invalid_values",
+    "repetition_penalty", "return_dict", "return_dict_in_generate", "sep_token_id", "temperature",
+    "tie_encoder_decoder", "tokenizer_class", "top_k", "top_p", "torch_dtype", "transformers.js_config",
+    "transformers_version", "typical_p", "unsloth_fixed", "unsloth_version", "use_cache", "use_return_dict",
+}  # fmt: skip
+_OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
+
+
+class Switches:
+    """A config dict that knows which of its keys have been read.
+
+    Args:
+        values: the config.
+        what: what it is, for messages ("config.json").
+    """
+
+    def __init__(self, values: dict[str, Any], what: str = "config.json") -> None:
+        self._values, self._what = values, what
+        self._read: set[str] = set()
+
+    def has(self, key: str) -> bool:
+        """Whether the key is there and not null."""
+        return self._values.get(key) is not None
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A whole number of at least 1."""
+        value = self._get(key, default)
+        if type(value) is not int or value < 1:
+            raise self.wrong(key, value, "a whole number of at least 1")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A finite number above 0."""
+        value = self._get(key, default)
+        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+            raise self.wrong(key, value, "a number above 0")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self._get(key, default)
+        if type(value) is not bool:
+            raise self.wrong(key, value, "true or false")
+        return value
+
+    def choice(self, key: str, known: dict[str, Any], default: str) -> Any:
+        """`known[value]`; a value that is not in `known` is not supported."""
+        value = self._get(key, default)
+        if not isinstance(value, str) or value not in known:
+            raise self.wrong(key, value, " or ".join(known))
+        return known[value]
+
+    def only(self, key: str, *allowed: Any) -> None:
+        """Refuses any value but null and `allowed`."""
+        value = self._get(key, allowed[0])
+        if value not in allowed:
+            raise BaseModelError(f"{self._what}: {key} = {value!r} is not supported (only {allowed[0]!r} is)")
+
+    def part(self, key: str) -> Switches | None:
+        """The dict below a key, or None where it is missing or null."""
+        if not self.has(key):
+            self._read.add(key)
+            return None
+        value = self._get(key)
+        if not isinstance(value, dict):
+            raise self.wrong(key, value, "an object")
+        return Switches(value, f"{self._what}: {key}")
+
+    def close(self) -> None:
+        """Refuses keys that nobody read, are not known to be harmless, and are not switched off."""
+        for key, value in self._values.items():
+            if key not in self._read and key not in _HARMLESS and not key.startswith("_") and value not in _OFF:
+                raise BaseModelError(
+                    f"{self._what}: {key} = {value!r} is a switch that this family does not support; "
+                    "remove it from the file if the model does not depend on it"
+                )
+
+    def wrong(self, key: str, value: Any, expected: str) -> BaseModelError:
+        """The error for a value that cannot be."""
+        found = "is missing" if value is None else f"is {value!r}"
+        return BaseModelError(f"{self._what}: {key} {found}; expected {expected}")
+
+    def _get(self, key: str, default: Any = None) -> Any:
+        self._read.add(key)
+        value = self._values.get(key)
+        return default if value is None else value
+
+
+def read_rope(switches: Switches, head_dim: int, context_length: int) -> RopeConfig:
+    """Rotary settings, of transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`)."""
+    new, old = switches.part("rope_parameters"), switches.part("rope_scaling")
+    theta = switches.number("rope_theta", 10_000.0)
+    share = switches.number("partial_rotary_factor", 1.0)
+    part = new or old
+    if part is None:
+        return RopeConfig(int(head_dim * share), theta)
+    theta, share = part.number("rope_theta", theta), part.number("partial_rotary_factor", share)
+    scaling = _scaling(part, context_length)
+    part.close()
+    return RopeConfig(int(head_dim * share), theta, scaling)
+
+
+def _scaling(part: Switches, context_length: int) -> RopeScaling | None:
+    name = "rope_type" if part.has("rope_type") else "type"
+    part.only("type" if name == "rope_type" else "rope_type", None, "default", "linear", "llama3", "yarn")
+    kind = part.choice(name, {k: k for k in ("default", "linear", "llama3", "yarn")}, "default")
+    if kind == "default":
+        return None
+    factor = part.number("factor")
+    if kind == "linear":
+        return RopeScaling("linear", factor)
+    original = part.integer("original_max_position_embeddings", context_length if kind == "yarn" else None)
+    if kind == "llama3":
+        low, high = part.number("low_freq_factor"), part.number("high_freq_factor")
+        return RopeScaling("llama3", factor, original, low_freq_factor=low, high_freq_factor=high)
+    return RopeScaling(
+        "yarn",
+        factor,
+        original,
+        beta_fast=part.number("beta_fast", 32.0),
+        beta_slow=part.number("beta_slow", 1.0),
+        attention_factor=_attention_factor(part, factor),
+        truncate=part.flag("truncate", True),
+    )
+
+
+def _attention_factor(part: Switches, factor: float) -> float | None:
+    """YaRN's factor on cos and sin; DeepSeek's files give it by two multipliers of the logarithm."""
+    given = part.number("attention_factor") if part.has("attention_factor") else None
+    if not (part.has("mscale") and part.has("mscale_all_dim")):
+        part.only("mscale", None, 0)
+        part.only("mscale_all_dim", None, 0)
+        return given
+    above, below = (0.1 * part.number(name) * math.log(max(factor, 1.0)) + 1.0 for name in ("mscale", "mscale_all_dim"))
+    return above / below if given is None else given
+
+
+def write_rope(config: RopeConfig, head_dim: int) -> dict[str, Any]:
+    """`rope_theta` and `rope_scaling` as transformers 4 and 5, vLLM and llama.cpp's converter read them."""
+    out: dict[str, Any] = {"rope_theta": config.theta, "rope_scaling": None}
+    if config.dim != head_dim:
+        out["partial_rotary_factor"] = config.dim / head_dim
+    scaling = config.scaling
+    if scaling is None:
+        return out
+    found: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind != "linear":
+        found["original_max_position_embeddings"] = scaling.original_length
+    if scaling.kind == "llama3":
+        found |= {"low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor}
+    if scaling.kind == "yarn":
+        found |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow, "truncate": scaling.truncate}
+        if scaling.attention_factor is not None:
+            found["attention_factor"] = scaling.attention_factor
+    return out | {"rope_scaling": found}

@@ -1,0 +1,170 @@
+"""GGUF files in: read through the `gguf` package and written out as a normal Hugging Face folder in float32."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pando.errors import BaseModelError, PandoError
+from pando.files import progress
+from pando.model.config import ModelConfig, RopeConfig, RopeScaling
+from pando.model.families import Family, gguf_family
+from pando.model.families.reading import Switches
+from pando.model.gguf_tokenizer import read_tokenizer
+
+if TYPE_CHECKING:
+    import gguf
+
+# Llama 3.1 and later keep the stretch of rotary frequencies as one factor per frequency. Their configs differ in one
+# number; the others have always been these.
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_length": 8192}
+
+
+def convert(path: Path, folder: Path) -> dict[str, Any]:
+    """Writes the model in the GGUF file `path` into the empty `folder`: config.json, model.safetensors (float32),
+    tokenizer.json, tokenizer_config.json, generation_config.json.
+
+    Returns:
+        The file's `general.*` metadata (name, license, ...), without that prefix.
+
+    Raises:
+        BaseModelError: the file is damaged, or of a kind that is not supported; names the file and the key or tensor.
+    """
+    with _naming(path):
+        reader = _open(path)
+        fields = {name: _value(field) for name, field in reader.fields.items()}
+        if fields.get("split.count", 1) not in (0, 1):
+            raise BaseModelError("this is one part of a split model; join the parts with llama-gguf-split --merge")
+        found = gguf_family(str(fields.get("general.architecture")))
+        tensors = {tensor.name: tensor for tensor in reader.tensors}
+        config = _config(found, fields, tensors)
+        jsons = {"config.json": found.hf_config(config), **read_tokenizer(fields)}
+        jsons["config.json"] |= jsons["generation_config.json"]
+        _write_weights(found, config, tensors, folder / "model.safetensors")
+        for name, content in jsons.items():
+            (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+        return {k.removeprefix("general."): v for k, v in fields.items() if k.startswith("general.")}
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Every mistake in the file is one line that names it. The reader raises all kinds on damaged bytes."""
+    try:
+        yield
+    except OSError:
+        raise
+    except PandoError as error:
+        raise BaseModelError(f"{path}: {error}") from None
+    except Exception as error:
+        raise BaseModelError(f"{path}: not a whole GGUF file ({error or type(error).__name__})") from error
+
+
+def _open(path: Path) -> gguf.GGUFReader:
+    import gguf
+
+    class Reader(gguf.GGUFReader):
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            # Without this a file cut short is read as empty arrays, and a wild count is counted to its end.
+            if int(offset) + np.dtype(dtype).itemsize * int(count) > len(self.data):
+                raise BaseModelError(f"the file ends before its data does ({len(self.data)} bytes); fetch it again")
+            return super()._get(int(offset), dtype, count, override_order)
+
+    if not path.is_file():
+        raise BaseModelError("no such file")
+    return Reader(path)
+
+
+def _value(field: gguf.ReaderField) -> Any:
+    """A metadata value as plain Python; float32 as the shortest decimal that means it (1e-05, not 9.99...e-06)."""
+    import gguf
+
+    value = field.contents()
+    if field.types and field.types[0] == gguf.GGUFValueType.FLOAT32:
+        return float(str(np.float32(value)))
+    return value
+
+
+def _config(found: Family, fields: dict[str, Any], tensors: dict[str, gguf.ReaderTensor]) -> ModelConfig:
+    assert found.gguf is not None
+    prefix = found.gguf.architecture + "."
+    values = {name.removeprefix(prefix): value for name, value in fields.items() if name.startswith(prefix)}
+    values.setdefault("vocab_size", len(fields.get("tokenizer.ggml.tokens") or ()))
+    values["tied"] = "output.weight" not in tensors
+    switches = Switches(values, "GGUF metadata")
+    config = found.gguf.config(switches)
+    switches.close()
+    if "rope_freqs.weight" in tensors:
+        rope = _stretched(config.layers[0].attention.rope, tensors["rope_freqs.weight"])
+        layers = tuple(
+            dataclasses.replace(layer, attention=dataclasses.replace(layer.attention, rope=rope))
+            for layer in config.layers
+        )
+        config = dataclasses.replace(config, layers=layers)
+    return config
+
+
+def _stretched(rope: RopeConfig, tensor: gguf.ReaderTensor) -> RopeConfig:
+    """The "llama3" scaling whose frequency factors the tensor holds."""
+    from pando.model.rope import frequencies
+
+    factors = _dequantised(tensor)
+    scaled = dataclasses.replace(rope, scaling=RopeScaling("llama3", float(factors.max()), **_LLAMA3))  # type: ignore[arg-type]
+    expected = frequencies(rope)[0] / frequencies(scaled)[0]
+    if factors.shape != expected.shape or not np.allclose(factors, expected.numpy(), rtol=1e-3):
+        raise BaseModelError("tensor rope_freqs.weight stretches rotary frequencies in a way that is not supported")
+    return scaled
+
+
+def _write_weights(found: Family, config: ModelConfig, tensors: dict[str, gguf.ReaderTensor], path: Path) -> None:
+    """One tensor at a time in memory."""
+    from pando.model.checkpoint import expected_shapes, write_safetensors
+
+    assert found.gguf is not None
+    names = dict(found.gguf.keys(config))
+    for missing in (theirs for theirs in names.values() if theirs not in tensors):
+        raise BaseModelError(f"the tensor {missing} is missing")
+    for extra in sorted(tensors.keys() - set(names.values()) - {"rope_freqs.weight"}):
+        raise BaseModelError(f"the tensor {extra} is not one of this architecture")
+    shapes = expected_shapes(config)
+    for ours, theirs in names.items():
+        shape = tuple(int(n) for n in reversed(tensors[theirs].shape))
+        if shape != shapes[ours]:
+            raise BaseModelError(f"the tensor {theirs} has shape {list(shape)}; expected {list(shapes[ours])}")
+    keys = dict(found.keys(config))
+    paired = found.gguf.paired(config)
+
+    def values(advance: Any) -> Iterator[np.ndarray]:
+        for ours in keys:
+            array = _dequantised(tensors[names[ours]])
+            for site, heads in paired.items():
+                if f".{site}." in ours:
+                    array = _halves(array, heads)
+            advance(array.size)
+            yield array
+
+    with progress(config.parameters, "converting weights") as advance:
+        write_safetensors(path, {key: shapes[ours] for ours, key in keys.items()}, values(advance))
+
+
+def _dequantised(tensor: gguf.ReaderTensor) -> np.ndarray:
+    """float32, in the order of dimensions of the checkpoint."""
+    import gguf
+
+    try:
+        return np.asarray(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+    except NotImplementedError:
+        raise BaseModelError(
+            f"the tensor {tensor.name} is quantised as {tensor.tensor_type.name}, which cannot be read"
+        ) from None
+
+
+def _halves(array: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of rotary pairs (2i, 2i + 1) back to halves (i, i + dim/2), head by head."""
+    pairs = array.reshape(heads, -1, 2, *array.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(array.shape)

@@ -1,0 +1,230 @@
+"""The tokenizer inside a GGUF file, as the `tokenizer.json` that Hugging Face's library reads.
+
+The JSON is written by hand and not by that library, so that the same GGUF gives the same bytes under any version of
+it: the content hash of a base, and with it every skin, depends on them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pando.errors import BaseModelError
+
+_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = range(1, 7)  # tokenizer.ggml.token_type
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+
+
+def _byte_level(use_regex: bool) -> dict[str, Any]:
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+
+
+def _split(regex: str) -> list[dict[str, Any]]:
+    return [
+        {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False},
+        _byte_level(use_regex=False),
+    ]
+
+
+_GPT2 = [_byte_level(use_regex=True)]
+_DIGITS = [{"type": "Digits", "individual_digits": True}, *_GPT2]
+_PRE_TOKENIZERS = {  # tokenizer.ggml.pre
+    "gpt-2": _GPT2,
+    "phi-2": _GPT2,
+    "olmo": _GPT2,
+    "smollm": _DIGITS,
+    "starcoder": _DIGITS,
+    "refact": _DIGITS,
+    "codeshell": _DIGITS,
+    "llama-bpe": _split(_LLAMA3),
+    "llama3": _split(_LLAMA3),
+    "llama-v3": _split(_LLAMA3),
+    "qwen2": _split(_QWEN2),
+}
+_WHOLE_WORDS_FIRST = {"llama-bpe", "llama3", "llama-v3"}  # a word that is a token is taken without merging
+_COMPOSED = {"qwen2"}  # text is brought to Unicode's NFC first
+
+
+def read_tokenizer(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """`tokenizer.ggml.*` and the chat template -> {"tokenizer.json": ..., "tokenizer_config.json": ...,
+    "generation_config.json": ...}.
+
+    Raises:
+        BaseModelError: a key is missing or of a kind that is not supported; the message names it.
+    """
+    tokens: list[str] = _field(fields, "tokens")
+    types: list[int] = fields.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
+    vocab = {token: i for i, token in enumerate(tokens)}
+    if len(vocab) != len(tokens) or len(types) != len(tokens):
+        raise BaseModelError("tokenizer.ggml.tokens holds a token twice, or does not fit tokenizer.ggml.token_type")
+    kind = _field(fields, "model")
+    if kind == "gpt2":
+        parts = _bpe(fields, vocab)
+    elif kind == "llama":
+        parts = _sentencepiece(fields, vocab, types)
+    else:
+        raise BaseModelError(f"tokenizer.ggml.model {kind!r} is not supported; supported are gpt2 (BPE) and llama")
+    specials = _specials(fields, tokens)
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_added(i, tokens[i], t == _CONTROL) for i, t in enumerate(types) if t in (_CONTROL, _USER)],
+        **parts,
+        "post_processor": _post_processor(fields, specials, adds_bos=_adds_bos(fields, kind)),
+    }
+    return {
+        "tokenizer.json": tokenizer,
+        "tokenizer_config.json": _tokenizer_config(fields, specials),
+        "generation_config.json": _generation_config(fields, specials),
+    }
+
+
+def _field(fields: dict[str, Any], name: str) -> Any:
+    key = f"tokenizer.ggml.{name}"
+    if key not in fields:
+        raise BaseModelError(f"the key {key} is missing")
+    return fields[key]
+
+
+def _bpe(fields: dict[str, Any], vocab: dict[str, int]) -> dict[str, Any]:
+    """Byte-level BPE (as GPT-2's) with the model's own way to cut text into words."""
+    pre = _field(fields, "pre")
+    if pre not in _PRE_TOKENIZERS:
+        raise BaseModelError(f"tokenizer.ggml.pre {pre!r} is not supported; supported: {', '.join(_PRE_TOKENIZERS)}")
+    merges = [merge.split(" ") for merge in _field(fields, "merges")]
+    wrong = next((m for m in merges if len(m) != 2 or not {*m, "".join(m)} <= vocab.keys()), None)
+    if wrong is not None:
+        raise BaseModelError(f"tokenizer.ggml.merges: {' '.join(wrong)!r} does not join two tokens into a third")
+    return {
+        "normalizer": {"type": "NFC"} if pre in _COMPOSED else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": _PRE_TOKENIZERS[pre]},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": _model(vocab, merges, ignore_merges=pre in _WHOLE_WORDS_FIRST),
+    }
+
+
+def _sentencepiece(fields: dict[str, Any], vocab: dict[str, int], types: list[int]) -> dict[str, Any]:
+    """SentencePiece's BPE: spaces are "▁", unknown characters fall back to bytes, scores rank the merges."""
+    scores: list[float] = _field(fields, "scores")
+    if len(scores) != len(vocab):
+        raise BaseModelError("tokenizer.ggml.scores does not fit tokenizer.ggml.tokens")
+    prefix = fields.get("tokenizer.ggml.add_space_prefix", True)
+    steps: list[dict[str, Any]] = [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
+    decoders: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if prefix:
+        steps.insert(0, {"type": "Prepend", "prepend": "▁"})
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    unknown = next((token for token, i in vocab.items() if types[i] == _UNKNOWN), None)
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": steps},
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": _model(vocab, _ranked_merges(vocab, scores, types), unknown=unknown, byte_fallback=True),
+    }
+
+
+def _ranked_merges(vocab: dict[str, int], scores: list[float], types: list[int]) -> list[list[str]]:
+    """Every way to make a token of two others, best score first; of equal ones the longer left part first."""
+    ranked: list[tuple[float, int, int, list[str]]] = []
+    for token, i in vocab.items():
+        if types[i] != _NORMAL:
+            continue
+        pairs = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
+        found = [(left, right) for left, right in pairs if left in vocab and right in vocab]
+        found.sort(key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
+        ranked += [(scores[i], len(left), len(right), [left, right]) for left, right in found]
+    ranked.sort(key=lambda entry: entry[:3], reverse=True)
+    return [pair for *_, pair in ranked]
+
+
+def _model(
+    vocab: dict[str, int],
+    merges: list[list[str]],
+    unknown: str | None = None,
+    byte_fallback: bool = False,
+    ignore_merges: bool = False,
+) -> dict[str, Any]:
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": unknown,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": unknown is not None,
+        "byte_fallback": byte_fallback,
+        "ignore_merges": ignore_merges,
+        "vocab": vocab,
+        "merges": merges,
+    }
+
+
+def _added(i: int, content: str, special: bool) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {"id": i, "content": content, **flags, "special": special}
+
+
+def _specials(fields: dict[str, Any], tokens: list[str]) -> dict[str, tuple[int, str]]:
+    """{"bos": (id, token), ...} for those that the file names."""
+    found = {}
+    for name, key in {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "eot": "eot"}.items():
+        i = fields.get(f"tokenizer.ggml.{key}_token_id")
+        if i is None:
+            continue
+        if not 0 <= i < len(tokens):
+            raise BaseModelError(f"tokenizer.ggml.{key}_token_id {i} is not a token (there are {len(tokens)})")
+        found[name] = (i, tokens[i])
+    return found
+
+
+def _adds_bos(fields: dict[str, Any], kind: str) -> bool:
+    default = kind == "llama" or fields.get("tokenizer.ggml.pre") in _WHOLE_WORDS_FIRST
+    return bool(fields.get("tokenizer.ggml.add_bos_token", default))
+
+
+def _post_processor(
+    fields: dict[str, Any], specials: dict[str, tuple[int, str]], adds_bos: bool
+) -> dict[str, Any] | None:
+    """The end tokens that are put around a text, as the file says."""
+    ends = {"bos": adds_bos, "eos": bool(fields.get("tokenizer.ggml.add_eos_token", False))}
+    for name in (name for name, added in ends.items() if added and name not in specials):
+        raise BaseModelError(f"tokenizer.ggml.add_{name}_token is set, but tokenizer.ggml.{name}_token_id is missing")
+
+    def marker(name: str, sequence: int) -> list[dict[str, Any]]:
+        return [{"SpecialToken": {"id": specials[name][1], "type_id": sequence}}] if ends[name] else []
+
+    if not any(ends.values()):
+        return None
+    first = {"Sequence": {"id": "A", "type_id": 0}}
+    second = {"Sequence": {"id": "B", "type_id": 1}}
+    used = [specials[name] for name, added in ends.items() if added]
+    return {
+        "type": "TemplateProcessing",
+        "single": [*marker("bos", 0), first, *marker("eos", 0)],
+        "pair": [*marker("bos", 0), first, *marker("eos", 0), *marker("bos", 1), second, *marker("eos", 1)],
+        "special_tokens": {token: {"id": token, "ids": [i], "tokens": [token]} for i, token in used},
+    }
+
+
+def _tokenizer_config(fields: dict[str, Any], specials: dict[str, tuple[int, str]]) -> dict[str, Any]:
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    config |= {f"{name}_token": token for name, (_, token) in specials.items() if name != "eot"}
+    if isinstance(fields.get("tokenizer.chat_template"), str):
+        config["chat_template"] = fields["tokenizer.chat_template"]
+    return config
+
+
+def _generation_config(fields: dict[str, Any], specials: dict[str, tuple[int, str]]) -> dict[str, Any]:
+    config: dict[str, Any] = {f"{name}_token_id": specials[name][0] for name in ("bos", "pad") if name in specials}
+    ends = sorted({specials[name][0] for name in ("eos", "eot") if name in specials})
+    if ends:
+        config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    return config
