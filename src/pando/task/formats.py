@@ -137,7 +137,7 @@ def _jsonl(file: BinaryIO, path: Path) -> Iterator[Row | BadRow]:
             yield BadRow(number, f"the line is over {MAX_LINE:,} bytes")
         elif line.strip():
             try:
-                values = parse_json(line.decode())
+                values = parse_json(line.decode().rstrip())
             except UnicodeDecodeError as error:
                 yield BadRow(number, f"byte 0x{line[error.start]:02x} at {error.start + 1} is not UTF-8")
             except ValueError as error:
@@ -169,26 +169,23 @@ def _csv(file: BinaryIO, path: Path, delimiters: str) -> Iterator[Row | BadRow]:
     csv.field_size_limit(max(MAX_LINE, csv.field_size_limit()))
     lines = _csv_lines(file, path)
     first = next(lines, "")
-    delimiter = max(delimiters, key=lambda d: len(next(csv.reader([first], delimiter=d), [])))
-    reader = csv.reader(_chain(first, lines), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
+    try:
+        delimiter = max(delimiters, key=lambda d: len(next(csv.reader([first], delimiter=d), [])))
+        reader = csv.reader(_chain(first, lines), delimiter=delimiter, strict=True)
+        header = _header(next(reader, []), path)
+    except csv.Error as error:
+        raise DataError(f"{path}:1: the header is not CSV: {error}") from None
     while True:
         start = reader.line_num + 1
         try:
             cells = next(reader)
         except StopIteration:
-            break
+            return
         except csv.Error as error:
-            if header is None:
-                raise DataError(f"{path}:{start}: the header is not CSV: {error}") from None
             yield BadRow(start, f"not CSV: {error}; is a quotation mark left open?")
-            continue
-        if header is None:
-            header = _header(cells, path)
-        elif cells:
-            yield _csv_row(start, header, cells)
-    if header is None:
-        raise DataError(f"{path} is empty; the first line of a CSV file names its fields")
+        else:
+            if cells:
+                yield _csv_row(start, header, cells)
 
 
 def _csv_lines(file: BinaryIO, path: Path) -> Iterator[str]:
@@ -209,7 +206,8 @@ def _header(cells: list[str], path: Path) -> list[str]:
     named = [name for name in header if name]
     twice = sorted({name for name in named if named.count(name) > 1})
     if twice or not named:
-        raise DataError(f"{path}:1: the header names " + (f"{', '.join(twice)} twice" if twice else "no field"))
+        what = f"names {', '.join(twice)} twice" if twice else "names no field"
+        raise DataError(f"{path}:1: the first line, the header, {what}")
     if not _SURROGATES.isdisjoint("".join(header)):
         raise DataError(f"{path}:1: the header is not UTF-8; save the file as UTF-8")
     return header

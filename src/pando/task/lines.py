@@ -25,8 +25,9 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Locate]:
     Raises:
         TaskError: no such file, not UTF-8, not YAML, not a mapping, a key twice, or out of all proportion.
     """
-    loader = yaml.SafeLoader(_text(path))
+    text = _text(path)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             raise TaskError(f"{path}: a task file is a mapping, 'name: ...' to begin with; see `pando task schema`")
@@ -40,8 +41,6 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Locate]:
         raise TaskError(f"{path}: not valid YAML: {error}") from None
     except RecursionError:
         raise TaskError(f"{path}: nested too deeply") from None
-    finally:
-        loader.dispose()
     return values, lambda loc: _line(node, loc)
 
 
