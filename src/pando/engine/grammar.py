@@ -72,7 +72,7 @@ class Grammars:
             from llguidance import LLTokenizer
 
             self._ll = LLTokenizer(
-                self._tokenizer.json, n_vocab=self._vocab_size, eos_token=sorted(self._tokenizer.eos_ids)
+                self._tokenizer.raw.to_str(), n_vocab=self._vocab_size, eos_token=sorted(self._tokenizer.eos_ids)
             )
         return self._ll
 

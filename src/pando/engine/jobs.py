@@ -135,7 +135,7 @@ class Generation(Job):
         ends = set(request.stop_token_ids)
         self.ends = ends if request.ignore_eos else ends | tokenizer.eos_ids
         self.eos = tokenizer.eos_ids
-        self.detokenizer: Detokenizer = tokenizer.detokenizer()
+        self.detokenizer = Detokenizer(tokenizer)
         self.text = ""
         self.sent = 0
         self.reason: FinishReason | None = None
@@ -197,7 +197,7 @@ class Generation(Job):
             self.text += self.detokenizer.finish()
             self.reason = "stop"
         else:
-            self.text += self.detokenizer.add(token)
+            self.text += self.detokenizer.add([token])
             if self.grammar is not None:
                 self.grammar.advance(token)
                 if self.grammar.finished:

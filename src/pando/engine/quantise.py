@@ -19,9 +19,9 @@ _GEMM_ROWS = 32
 class Int8Projection(Projection):
     """A projection with int8 weights [out, in] and a bfloat16 scale [out]."""
 
-    weight: Tensor  # type: ignore[assignment]
+    weight: Tensor
     scale: Tensor
-    bias: Tensor | None
+    bias: Tensor | None  # type: ignore[assignment]
 
     def __init__(self, source: Projection) -> None:
         nn.Module.__init__(self)

@@ -66,7 +66,7 @@ class RequestCompiler:
             raise RequestError("context has no tokens and this tokenizer adds none of its own", "context")
         if not request.continuations or isinstance(request.continuations, str):
             raise RequestError("continuations must be a list of one or more texts", "continuations")
-        continuations = [self._continuation(request.context, context, c) for c in request.continuations]
+        continuations = self._continuations(request, context)
         longest = max(map(len, continuations))
         limit = self._config.context_length - longest
         if limit < 1:
@@ -108,18 +108,18 @@ class RequestCompiler:
             raise RequestError(f"{field} has a token id outside 0..{self._config.vocab_size - 1}", field)
         return ids
 
-    def _continuation(
-        self, source: str | Sequence[int], context: list[int], continuation: str | Sequence[int]
-    ) -> list[int]:
-        if isinstance(continuation, str) and isinstance(source, str):
-            ids = self._tokenizer.encode_continuation(source, context, continuation)
-        elif isinstance(continuation, str):
-            ids = self._tokenizer.encode(continuation, add_special=False)
+    def _continuations(self, request: ScoreRequest, context: list[int]) -> list[list[int]]:
+        texts = [c for c in request.continuations if isinstance(c, str)]
+        if isinstance(request.context, str):
+            found = iter(self._tokenizer.encode_continuations(request.context, context, texts))
         else:
-            ids = self._ids(continuation, "continuations")
-        if not ids:
+            found = iter(self._tokenizer.encode_batch(texts, add_special=False))
+        continuations = [
+            next(found) if isinstance(c, str) else self._ids(c, "continuations") for c in request.continuations
+        ]
+        if not all(continuations):
             raise RequestError("a continuation has no tokens", "continuations")
-        return ids
+        return continuations
 
     def _fit(self, tokens: list[int], limit: int, truncate: str, field: str, extra: int = 0) -> tuple[list[int], int]:
         if truncate not in ("error", "left"):
