@@ -79,9 +79,8 @@ def open_base(ref: str | Path = DEFAULT) -> BaseModel:
     text = str(ref)
     if text.lower().endswith(".gguf"):
         return _open_gguf(Path(text).absolute())
-    pulled = pulled_folder(text)
-    if (pulled / NAME).exists():
-        return _open_ours(pulled)
+    if is_name(text) and (pulled_folder(text) / NAME).exists():
+        return _open_ours(pulled_folder(text))
     folder = Path(text).expanduser().absolute()
     if folder.is_dir():
         names = base_files(folder)
@@ -91,7 +90,7 @@ def open_base(ref: str | Path = DEFAULT) -> BaseModel:
 
 def pulled_folder(name: str) -> Path:
     """Where the base of this name or hub id is kept once it is pulled."""
-    return load_settings().bases / (name.replace("/", "--") if _is_name(name) else "-")
+    return load_settings().bases / name.replace("/", "--")
 
 
 def pulled_bases() -> list[str]:
@@ -151,7 +150,8 @@ def _base(folder: Path, manifest: Manifest) -> BaseModel:
     return BaseModel(folder, manifest.identity, config)
 
 
-def _is_name(text: str) -> bool:
+def is_name(text: str) -> bool:
+    """Whether a base may be called so: "name" or "owner/name"."""
     parts = text.split("/")
     return len(parts) <= 2 and all(part and not part.startswith((".", "-", "~")) for part in parts)
 

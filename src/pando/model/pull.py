@@ -21,7 +21,7 @@ from pathlib import Path
 from pando.errors import BaseModelError
 from pando.files import atomic_dir, content_hash, progress
 from pando.interface import Identity
-from pando.model.base import base_files, pulled_folder, write_gguf_base
+from pando.model.base import base_files, is_name, pulled_folder, write_gguf_base
 from pando.model.manifest import NAME, locked, make_manifest, read_manifest, verify
 
 _BLOCK = 1 << 20
@@ -87,6 +87,8 @@ def pull(ref: str, *, name: str | None = None, revision: str | None = None, whee
 def _make(name: str, version: str, fill: Callable[[Path, str], None]) -> Identity:
     """Makes the base `name` by `fill(new folder, name)`, unless it is there, whole, and of this version (its revision
     or content hash)."""
+    if not is_name(name):
+        raise BaseModelError(f"{name!r} cannot be the name of a base: give another with --name")
     folder = pulled_folder(name)
     with locked(folder):
         with suppress(BaseModelError):  # a broken one is made anew
