@@ -36,7 +36,7 @@ def test_version() -> None:
     assert pando("--version").stdout == f"pando {__import__('pando').__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["--nonsense"], ["pull"]])
+@pytest.mark.parametrize("arguments", [["nonsense"], ["--nonsense"], ["doctor", "--nonsense"]])
 def test_wrong_usage_is_one_line(arguments: list[str]) -> None:
     done = pando(*arguments)
     assert done.returncode == 2

@@ -25,7 +25,7 @@ def test_every_rung_and_number_is_there(report: dict[str, Any]) -> None:
     assert "Test      0.861 [0.84, 0.88] on 1000 rows" in text
     assert "against the floor on the same rows +0.103 [+0.07, +0.13]; opened once" in text
     assert "probe minus floor" in text and "< 0.001" in text
-    assert "used train 640, select 80, confirm 80, test 1,000; dropped 2 of train.jsonl: no text (line 3, 9)" in flat
+    assert "used train 640, select 80, confirm 80, test 1,000; dropped 2 of train.jsonl: no text (lines 3, 9)" in flat
     assert "too long" not in text
 
 
@@ -76,9 +76,9 @@ def test_every_kind_of_row_is_accounted_for(report: dict[str, Any]) -> None:
     assert list(rows(report["rows"])) == [
         "read 802 of train.jsonl, 1,000 of test.jsonl",
         "used train 640, select 80, confirm 80, test 1,000",
-        "dropped 2 of train.jsonl: no text (line 3, 9)",
+        "dropped 2 of train.jsonl: no text (lines 3, 9)",
         "4 repeat an earlier row",
-        "7 of train.jsonl contradict another row (line 11, 12, 13, 14, 15 and 2 more)",
+        "7 of train.jsonl contradict another row (lines 11, 12, 13, 14, 15 and 2 more)",
         "1 test rows have the label mixed, which no training row has (line 5)",
         "two of three rows are positive",
     ]
