@@ -37,7 +37,7 @@ seed: 0
 
 # Even to download a source archive, pip asks its build backend for the package's name. This stand-in answers, so that
 # the archive's own set-up code is not run.
-BACKEND = '''\
+BACKEND = """\
 import pathlib, sys
 __legacy__ = sys.modules[__name__]
 def prepare_metadata_for_build_wheel(folder, config_settings=None):
@@ -45,7 +45,7 @@ def prepare_metadata_for_build_wheel(folder, config_settings=None):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\\nName: vaderSentiment\\nVersion: 3.3.2\\n")
     return info.name
-'''
+"""
 
 
 def fetch() -> bytes:
