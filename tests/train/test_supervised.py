@@ -129,3 +129,15 @@ def test_bfloat16_copy_keeps_residual_and_norms_in_float32(model: Transformer) -
     exact, _ = supervised_loss(model, collate(_examples(4, 5)), adapter)
     rounded, _ = supervised_loss(twin, collate(_examples(4, 5)), adapter)
     assert abs((exact - rounded).item()) < 0.02 * exact.item()
+
+
+def test_micro_batches_change_nothing_but_memory(model: Transformer) -> None:
+    examples = _examples(16, 4)
+    config = LoraConfig(4, 8, all_linear(model))
+    curves = []
+    for micro in (10_000, 40):
+        settings = LoraSettings(learning_rate=1e-2, steps=6, batch_size=8, micro_tokens=micro)
+        trainer = LoraTrainer(model, config, examples, settings, seed=5)
+        curves.append(list(trainer.train(6)))
+        assert trainer.tokens == sum(map(len, examples)) * 3
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)

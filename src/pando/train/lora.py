@@ -14,7 +14,7 @@ from torch import Tensor
 from pando.model.lora import LoraConfig, TrainableLora
 from pando.model.transformer import Projection, Transformer
 from pando.train.batches import length_buckets
-from pando.train.supervised import SupervisedBatch, SupervisedExample, collate, supervised_loss
+from pando.train.supervised import SupervisedExample, collate, supervised_loss
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class LoraSettings:
         batch_size: examples a step.
         warmup: share of the steps.
         clip: largest gradient norm.
+        micro_tokens: most tokens of a forward pass; larger steps are made of several, which bounds memory and changes
+            nothing else.
     """
 
     learning_rate: float
@@ -34,6 +36,7 @@ class LoraSettings:
     batch_size: int = 16
     warmup: float = 0.05
     clip: float = 1.0
+    micro_tokens: int = 2048
 
 
 def rule_learning_rate(d_model: int) -> float:
@@ -104,6 +107,7 @@ class LoraTrainer:
         self.tokens = 0
         self.losses: list[float] = []
         self._model = model
+        self._device = model.embed.weight.device
         self._examples = examples
         self._order = self._endless(seed)
         self._optimiser = torch.optim.AdamW(self.adapter.parameters(), lr=settings.learning_rate, weight_decay=0.0)
@@ -116,34 +120,48 @@ class LoraTrainer:
     def train(self, steps: int) -> Iterator[float]:
         """Makes up to `steps` steps; yields each one's mean loss in nats a supervised token."""
         for _ in range(min(steps, self.settings.steps - self.step)):
-            batch = self._batch(next(self._order))
-            loss, weight = supervised_loss(self._model, batch, self.adapter)
-            (loss / weight).backward()
+            mean = self._accumulate(next(self._order))
             torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.settings.clip)
             for group in self._optimiser.param_groups:
                 group["lr"] = self._rate()
             self._optimiser.step()
             self._optimiser.zero_grad(set_to_none=True)
             self.step += 1
-            self.tokens += batch.logical_tokens
-            self.losses.append(float(loss.detach()) / weight)
-            yield self.losses[-1]
+            self.losses.append(mean)
+            yield mean
 
     @torch.no_grad()
     def loss(self, examples: Sequence[SupervisedExample]) -> float:
         """Mean loss of other examples, in nats a supervised token."""
         total, count = 0.0, 0
-        order = sorted(range(len(examples)), key=lambda i: len(examples[i]))
-        size = self.settings.batch_size
-        for at in range(0, len(order), size):
-            batch = self._batch(order[at : at + size], examples)
-            value, weight = supervised_loss(self._model, batch, self.adapter)
+        for part in self._micro(examples):
+            value, weight = supervised_loss(self._model, collate(part, self._device), self.adapter)
             total, count = total + float(value), count + weight
         return total / count
 
-    def _batch(self, indices: Sequence[int], examples: Sequence[SupervisedExample] | None = None) -> SupervisedBatch:
-        source = self._examples if examples is None else examples
-        return collate([source[i] for i in indices], self._model.embed.weight.device)
+    def _accumulate(self, indices: Sequence[int]) -> float:
+        """Gradients of the mean loss over all supervised tokens of these examples; returns that mean."""
+        examples = [self._examples[i] for i in indices]
+        weight = sum(len(example.answer) for example in examples)
+        total = 0.0
+        for part in self._micro(examples):
+            batch = collate(part, self._device)
+            loss, _ = supervised_loss(self._model, batch, self.adapter)
+            (loss / weight).backward()
+            self.tokens += batch.logical_tokens
+            total += float(loss.detach())
+        return total / weight
+
+    def _micro(self, examples: Sequence[SupervisedExample]) -> Iterator[list[SupervisedExample]]:
+        """Parts of like length that are at most `micro_tokens` when padded (or a single longer example)."""
+        part: list[SupervisedExample] = []
+        for example in sorted(examples, key=len):
+            if part and (len(part) + 1) * len(example) > self.settings.micro_tokens:
+                yield part
+                part = []
+            part.append(example)
+        if part:
+            yield part
 
     def _rate(self) -> float:
         warm = max(1, round(self.settings.warmup * self.settings.steps))
