@@ -2,7 +2,7 @@
 
 Texts are folded first (compatibility forms, case, punctuation and spaces; digits and symbols stay, for they may carry
 the answer). Two are near-duplicates when the Jaccard similarity of their sets of 5-character shingles is at least
-0.8, shingles that over a tenth of all texts share (a form, a signature, a fixed preamble) left out. Candidates come
+0.8, shingles that over a fifth of all texts share (a form, a signature, a fixed preamble) left out. Candidates come
 from MinHash signatures in bands (Broder 1997; Leskovec et al., Mining of Massive Datasets, chapter 3) and each is
 verified, so a pair that is reported is one; of pairs at the threshold itself about 1 in 500 is missed.
 
@@ -23,7 +23,7 @@ _WIDTH = 5  # characters of a shingle
 _BANDS, _ROWS = 12, 4  # a pair of similarity s is a candidate with probability 1 - (1 - s^4)^12: 0.998 at 0.8
 _WINDOW = 64  # members of a bucket that each member is paired with; more are alike only in a flood of look-alikes
 _SAMPLE = 2000  # texts that tell which shingles are common
-_COMMON, _LEAST_COMMON = 0.1, 20  # share and number of sampled texts that make a shingle common
+_COMMON, _LEAST_COMMON = 0.2, 20  # share and number of sampled texts that make a shingle common
 _PRIME = np.uint64(0x100000001B3)
 _BLOCK = 200_000  # shingles hashed at once
 
@@ -100,7 +100,7 @@ def _shingles(text: str) -> np.ndarray:
 
 
 def _common_shingles(texts: list[str]) -> np.ndarray:
-    """What over a tenth of the texts share says nothing about whether two of them are the same."""
+    """What over a fifth of the texts share says nothing about whether two of them are the same."""
     least = max(_LEAST_COMMON, int(_COMMON * len(texts)))
     shingles, counts = np.unique(np.concatenate([_shingles(text) for text in texts]), return_counts=True)
     common: np.ndarray = shingles[counts > least]

@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pando.errors import DataError
@@ -68,7 +68,6 @@ def read_table(task: Task, name: str) -> Table:
     table, fields, path = Table(name), task.fields, task.folder / name
     wanted = [*fields.input, fields.output, *([fields.group] if fields.group else [])]
     present: Counter[str] = Counter()
-    repeats: Counter[str] = Counter()
     for row in iter_rows(path):
         if isinstance(row, BadRow):
             table.bad.append(row)
@@ -82,10 +81,8 @@ def read_table(task: Task, name: str) -> Table:
         if not any(text.strip() for text in example.inputs.values()):
             table.empty.append(row.line)
             continue
-        repeats[example.id] += 1
-        if repeats[example.id] > 1:
-            object.__setattr__(example, "id", f"{example.id}-{repeats[example.id]}")
         table.examples.append(example)
+    table.examples = _numbered(table.examples)
     if not table.read:
         raise DataError(f"{path} has no rows")
     unknown = [name for name in wanted if not present[name]]
@@ -146,6 +143,17 @@ def _example(values: Mapping[str, Any], line: int, task: Task) -> Example:
     except (TypeError, ValueError) as error:
         raise DataError(f"{fields.output} holds what JSON has no word for: {error}") from None
     return Example(name, inputs, output, group, line)
+
+
+def _numbered(examples: list[Example]) -> list[Example]:
+    """Gives repeats of a row ids of their own, by group and not by order: the same rows have the same ids."""
+    repeats: Counter[str] = Counter()
+    made = {}
+    for example in sorted(examples, key=lambda e: (e.id, e.group or "", e.line)):
+        repeats[example.id] += 1
+        name = example.id if repeats[example.id] == 1 else f"{example.id}-{repeats[example.id]}"
+        made[example.line] = replace(example, id=name)
+    return [made[example.line] for example in examples]
 
 
 def _field(values: Mapping[str, Any], name: str) -> Any:

@@ -152,7 +152,7 @@ def _plan(
     plan["train"] = pool.rest()
     if task.fields.group:
         dropped |= _part(plan, table, alike, report, task)
-    if missing := [name for name in _PLAN[:4] if not plan[name]]:
+    if missing := [name for name, examples in plan.items() if not examples]:
         labels = len({str(e.output) for e in table.examples})
         of = f" with {labels:,} labels" if task.kind == "classify" else ""
         raise DataError(
@@ -226,7 +226,7 @@ def _part(plan: dict[str, list[Example]], table: Table, alike: Likeness, report:
         near = _near(ahead, alike)
         left = Counter(str(e.output) for e in plan[name])
         stay = []
-        for example in plan[name]:
+        for example in sorted(plan[name], key=lambda e: e.id):
             last = name == "train" and task.kind == "classify" and left[str(example.output)] == 1
             if classes[example.id] in near and not last:
                 left[str(example.output)] -= 1
