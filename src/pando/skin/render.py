@@ -1,0 +1,88 @@
+"""A row as the base sees it. One code path for requests and for training rows.
+
+The chat has one user turn: instruction, labels (where they are listed), and the input last, so that what all inputs
+share comes first and is computed once. Demonstrations are earlier turns of the same chat. A system turn appears only
+as the base's template inserts it; a base without a template has the plain form of `LanguageModel.render_chat`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from pando.interface import LanguageModel, Message
+from pando.skin.parts import Demonstration
+from pando.task.rows import Output, one_text
+
+if TYPE_CHECKING:
+    from pando.skin.skin import Input, Skin
+
+_replies: WeakKeyDictionary[LanguageModel, tuple[str, str]] = WeakKeyDictionary()
+
+
+def render(skin: Skin, inputs: Mapping[str, str]) -> list[Message]:
+    """The chat that ends with the input; the base is to speak next."""
+    demonstrations: Sequence[Demonstration] = skin.demonstrations
+    if skin.retrieval is not None and skin.retrieval.rows is not None:
+        demonstrations = skin.retrieval.nearest(one_text(inputs))
+    turns: list[Message] = []
+    for shown in demonstrations:
+        turns.append({"role": "user", "content": one_text(shown.inputs)})
+        turns.append({"role": "assistant", "content": answer_text(shown.output)})
+    turns.append({"role": "user", "content": one_text(inputs)})
+    turns[0]["content"] = f"{_head(skin)}\n\n{turns[0]['content']}"
+    return turns
+
+
+def context(skin: Skin, model: LanguageModel, inputs: Mapping[str, str]) -> str:
+    """`render` as text, by the base's own template, up to where its answer begins."""
+    return model.render_chat(render(skin, inputs), add_generation_prompt=True)
+
+
+def answer_text(output: Output) -> str:
+    """An answer as the base writes it: a label or text as it is, an object as JSON in one line."""
+    return output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
+
+
+def reply(model: LanguageModel, text: str, *, end: bool) -> str:
+    """What follows a context when the base answers `text`, up to the end of its turn if `end`."""
+    lead, tail = _reply(model)
+    return lead + text + (tail if end else "")
+
+
+def training_example(skin: Skin, example: Input, model: LanguageModel) -> tuple[str, str]:
+    """A labelled row for training: the very context of its requests, and the answer with the end of the turn."""
+    from pando.task.rows import Example
+
+    assert isinstance(example, Example) and example.output is not None
+    return context(skin, model, example.inputs), reply(model, answer_text(example.output), end=True)
+
+
+def _head(skin: Skin) -> str:
+    if not skin.prompt.options:
+        return skin.prompt.instruction
+    return f"{skin.prompt.instruction}\nOptions: {', '.join(skin.labels)}"
+
+
+def _reply(model: LanguageModel) -> tuple[str, str]:
+    """What the base's template puts before an answer (a space, in the plain form) and after it (the end of a turn)."""
+    known = _replies.get(model)
+    if known is None:
+        known = _replies[model] = _find_reply(model)
+    return known
+
+
+def _find_reply(model: LanguageModel) -> tuple[str, str]:
+    mark = "ANSWER"
+    user: Message = {"role": "user", "content": "x"}
+    prompt = model.render_chat([user], add_generation_prompt=True)
+    spoken = model.render_chat([user, {"role": "assistant", "content": mark}], add_generation_prompt=False)
+    before, _, after = spoken.rpartition(mark)
+    lead = before.removeprefix(prompt) if before.startswith(prompt) else ""
+    if not after.strip():
+        # no end token: a turn ends where the next one begins
+        more = model.render_chat([user, {"role": "assistant", "content": mark}, user], add_generation_prompt=False)
+        after = more.rpartition(mark)[2].removesuffix(user["content"])
+    return lead, after.rstrip()
