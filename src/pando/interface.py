@@ -8,7 +8,7 @@ Units: tokens are counts, log-probabilities are natural logarithms (nats), times
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -248,6 +248,7 @@ class Handle(Protocol):
     def stream(self) -> Iterator[Chunk]: ...
     def abort(self) -> None: ...
     def done(self) -> bool: ...
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None: ...
 
 
 @runtime_checkable

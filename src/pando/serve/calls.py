@@ -1,0 +1,271 @@
+"""One call under way: from the event loop to the engine's thread and back, and its line in the ledger.
+
+The event loop never waits: tokenising, grammars and skins run in worker threads, answers come back by callback.
+Whatever ends a call (an answer, an error, a client that left, the server's end) goes through `close`, which frees
+the engine and writes the line; the last byte of an answer is sent only after its line is on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pando.interface import Answer, Chunk, Completion, Handle, Latency, Request, Usage
+from pando.ledger import Line, Seconds, new_id
+from pando.serve.errors import ApiError
+
+if TYPE_CHECKING:
+    from pando.serve.registry import Served
+    from pando.serve.service import Service
+
+WINDOW = 64  # requests of one call that are with the engine at once
+_ABORT_SECONDS = 10.0  # for the engine to let go of what was aborted
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a call used: tokens, and where its time went."""
+
+    usage: Usage = field(default_factory=Usage)
+    seconds: Seconds = field(default_factory=Seconds)
+
+    @classmethod
+    def of(cls, answers: Sequence[Answer], total: float) -> Spent:
+        """Sums over answers that ran side by side within `total` seconds.
+
+        A prompt that several samples share counts once. The call waited until its first answer was started, read
+        prompts until the first token, and decoded from then on; computing adds up.
+        """
+        usage, latencies = Usage(), []
+        for answer in answers:
+            parts: Sequence[Any] = answer if isinstance(answer, list) else [answer]
+            generated = sum(part.usage.completion_tokens for part in parts)
+            first = parts[0].usage
+            usage += Usage(first.prompt_tokens, first.cached_tokens, generated, first.truncated_tokens)
+            latencies += [part.latency for part in parts]
+        whole = Latency(
+            queue=min((latency.queue for latency in latencies), default=0.0),
+            first_token=min((latency.first_token for latency in latencies), default=0.0),
+            total=total,
+            compute=sum(latency.compute for latency in latencies),
+        )
+        return cls(usage, Seconds.of(whole))
+
+
+class Call:
+    """One call. `async with` it; within, `ask` or `stream` the model.
+
+    Attributes:
+        id: unique; the answer's id and the ledger line's.
+        route: "/v1/...".
+        key: the name of the key it came with.
+        served: what answers it, set by `resolve`.
+        items: how many answers were asked for (prompts times samples, texts).
+    """
+
+    def __init__(self, service: Service, route: str, prefix: str, key: str | None) -> None:
+        self.service = service
+        self.route = route
+        self.key = key
+        self.id = f"{prefix}-{new_id()}"
+        self.created = int(time.time())
+        self.served: Served | None = None
+        self.local_seconds = 0.0  # computed here instead of in the engine (floors, probes, parsing)
+        self._started = time.perf_counter()
+        self._handles: list[Handle] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    async def resolve(self, name: str) -> Served:
+        """What is served under a name now; raises ApiError 404."""
+        self.served = await self.service.in_thread(self.service.registry.resolve, name)
+        return self.served
+
+    async def ask(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answers in the order of the requests. One that fails ends the others."""
+        window = asyncio.Semaphore(WINDOW)
+
+        async def one(request: Request) -> Answer:
+            async with window:
+                return await _result(await self._submit(request))
+
+        tasks = [asyncio.ensure_future(one(request)) for request in requests]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def stream(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Chunk]]:
+        """Submits generations, then returns an iterator over (place of the request, chunk) as they come."""
+        handles = [await self._submit(request) for request in requests]
+        return self._chunks(handles)
+
+    async def _chunks(self, handles: Sequence[Handle]) -> AsyncIterator[tuple[int, Chunk]]:
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Queue[tuple[int, Chunk | BaseException | None]] = asyncio.Queue()
+
+        def read(place: int, handle: Handle) -> None:
+            end: BaseException | None = None
+            with contextlib.suppress(RuntimeError):  # the loop has ended, nobody reads any more
+                try:
+                    for chunk in handle.stream():
+                        loop.call_soon_threadsafe(ready.put_nowait, (place, chunk))
+                except Exception as error:
+                    end = error
+                loop.call_soon_threadsafe(ready.put_nowait, (place, end))
+
+        for place, handle in enumerate(handles):
+            self.service.readers.submit(read, place, handle)
+        left = len(handles)
+        while left:
+            place, item = await ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                left -= 1
+                continue
+            if item.completion:
+                _check_complete([item.completion])
+            yield place, item
+
+    async def locally(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs work of our own in a worker thread; its seconds count as the call's."""
+        return await self.service.in_thread(self._timed, work, *arguments)
+
+    def spent(self) -> Spent:
+        """What the answers so far used."""
+        answers = []
+        for handle in self._handles:
+            if handle.done():
+                with contextlib.suppress(Exception):  # it failed, and its caller was told
+                    answers.append(handle.result(0))
+        spent = Spent.of(answers, time.perf_counter() - self._started)
+        return Spent(spent.usage, spent.seconds + Seconds(compute=self.local_seconds))
+
+    async def close(self, status: str) -> None:
+        """Frees the engine and writes the ledger line; `status` is how the call ended."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        running = [handle for handle in self._handles if not handle.done()]
+        for handle in running:
+            handle.abort()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ABORT_SECONDS):
+                for handle in running:
+                    with contextlib.suppress(Exception):
+                        await _result(handle)
+        spent = self.spent()
+        self.service.metrics.ended(self, status, spent)
+        if self.served is not None and (self._handles or self.local_seconds):
+            await self.service.writer.write(self._line(self.served, status, spent))
+
+    def _line(self, served: Served, status: str, spent: Spent) -> Line:
+        return Line(
+            kind="call",
+            id=self.id,
+            skin=served.skin.name if served.skin else None,
+            skin_version=served.version if served.skin else None,
+            base=served.model.identity if self._handles else None,
+            key=self.key,
+            usage=spent.usage,
+            seconds=spent.seconds,
+            usd=self.service.settings.usd(spent.seconds.compute),
+            detail={"route": self.route, "status": status},
+        )
+
+    async def _submit(self, request: Request) -> Handle:
+        return await self.service.in_thread(self._submit_now, request)
+
+    def _submit_now(self, request: Request) -> Handle:
+        assert self.served is not None
+        handle = self.served.model.submit(request)
+        with self._lock:
+            self._handles.append(handle)
+            late = self._closed
+        if late:  # the call ended while this thread was preparing
+            handle.abort()
+        return handle
+
+    def _timed(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return work(*arguments)
+        finally:
+            self.local_seconds += time.perf_counter() - started
+
+
+class LedgerWriter:
+    """Writes lines from one thread, all that wait in one transaction; a line awaited is a line on disk."""
+
+    def __init__(self, ledger: Any) -> None:
+        self._ledger = ledger
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pando-ledger")
+        self._waiting: list[tuple[Line, asyncio.Future[None]]] = []
+
+    async def write(self, line: Line) -> None:
+        """Returns when the line is on disk; raises PandoError if it cannot be."""
+        loop = asyncio.get_running_loop()
+        written: asyncio.Future[None] = loop.create_future()
+        self._waiting.append((line, written))
+        if len(self._waiting) == 1:
+            loop.call_soon(self._flush, loop)
+        await asyncio.shield(written)
+
+    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
+        batch, self._waiting = self._waiting, []
+        work = loop.run_in_executor(self._thread, self._ledger.write, [line for line, _ in batch])
+        work.add_done_callback(functools.partial(_settle, [written for _, written in batch]))
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._thread.shutdown()
+
+
+def _settle(futures: Sequence[asyncio.Future[None]], work: asyncio.Future[None]) -> None:
+    error = work.exception()
+    for future in futures:
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
+
+
+async def _result(handle: Handle) -> Answer:
+    """Awaits a handle; aborted samples are an error."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Answer] = loop.create_future()
+
+    def settle() -> None:
+        if future.cancelled():
+            return
+        try:
+            future.set_result(handle.result(0))
+        except BaseException as error:
+            future.set_exception(error)
+
+    def done(_: Handle) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle)
+
+    handle.add_done_callback(done)
+    answer = await future
+    if isinstance(answer, list):
+        _check_complete(answer)
+    return answer
+
+
+def _check_complete(completions: Sequence[Completion]) -> None:
+    if any(completion.finish_reason == "abort" for completion in completions):
+        raise ApiError(503, "the answer was cut off because the server stops", code="server_stopping")
