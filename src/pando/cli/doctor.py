@@ -180,8 +180,7 @@ def _words(found: dict[str, Any]) -> str:
     computing = "none; computing runs on the processor in float32"
     if accelerator is not None:
         memory = f", {_bytes(accelerator['memory'])}" if accelerator["memory"] else ""
-        dtype = "bfloat16" if accelerator["kind"] == "cuda" else "float32"
-        computing = f"{accelerator['count']} x {accelerator['name']}{memory}; used by default, in {dtype}"
+        computing = f"{accelerator['count']} x {accelerator['name']}{memory}; used by default, in bfloat16"
     rows = [
         ("Pando", f"{found['pando']}, Python {found['python']}, {found['system']}"),
         ("Processor", f"{processor['name']}, {processor['cores']} cores"),

@@ -153,15 +153,18 @@ def _write_weights(found: Family, config: ModelConfig, tensors: dict[str, gguf.R
 
 
 def _dequantised(tensor: gguf.ReaderTensor) -> np.ndarray:
-    """float32, in the order of dimensions of the checkpoint."""
+    """float32, its dimensions in the order of a checkpoint's."""
     import gguf
 
     try:
-        return np.asarray(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        array = np.asarray(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
     except NotImplementedError:
         raise BaseModelError(
             f"the tensor {tensor.name} is quantised as {tensor.tensor_type.name}, which cannot be read"
         ) from None
+    if not np.isfinite(array).all():
+        raise BaseModelError(f"the tensor {tensor.name} holds numbers that are not finite")
+    return array
 
 
 def _halves(array: np.ndarray, heads: int) -> np.ndarray:

@@ -112,13 +112,13 @@ def _size(value: Any) -> int:
         if pending:
             stack += pending
             continue
-        sizes[id(top)] = 1 + (len(top) if isinstance(top, str) else 0) + sum(_leaf(part, sizes) for part in parts)
+        sizes[id(top)] = len(top) if isinstance(top, str) else sum(_leaf(part, sizes) for part in parts)
         stack.pop()
     return sizes[id(value)]
 
 
 def _leaf(part: Any, sizes: dict[int, int]) -> int:
-    return sizes.get(id(part), 1 + (len(part) if isinstance(part, str) else 0))
+    return 1 + (len(part) if isinstance(part, str) else sizes.get(id(part), 0))
 
 
 def _measured(value: Any) -> Any:
@@ -302,10 +302,8 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         _budget.get().tick()
         owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
-        if isinstance(owner, str) and name == "replace":
-            return _replace(owner, *args, **kwargs)
-        if isinstance(owner, str) and name == "join":
-            return _joined(owner, *args)
+        if isinstance(owner, str) and name in ("replace", "join"):
+            return _replace(owner, *args) if name == "replace" else _joined(owner, *args)
         return super().call(__context, __obj, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:

@@ -1,0 +1,80 @@
+"""Tiny random models and tokenizers for the tests of this folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from pando.model.checkpoint import save_model
+from pando.model.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig, RopeConfig, RopeScaling
+from pando.model.transformer import Transformer
+
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TEXT = ["The quick brown fox jumps over the lazy dog.", "In 2024: naïve café, 日本語 🎉!", "def f(x): return x"]
+
+
+def config(
+    heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int = 16,
+    tied: bool = True,
+    bias: bool = False,
+    scaling: RopeScaling | None = None,
+    hidden: int = 96,
+    **changes: Any,
+) -> ModelConfig:
+    """A llama of two layers."""
+    attention = AttentionConfig(heads, kv_heads, head_dim, RopeConfig(head_dim, 10_000.0, scaling), bias)
+    values: dict[str, Any] = {"d_model": 64, "context_length": 128, "norm_eps": 1e-5, "initializer_range": 0.2}
+    return ModelConfig(
+        family="llama",
+        vocab_size=320,
+        layers=(LayerConfig(attention, MlpConfig(hidden, bias=bias)),) * 2,
+        tied=tied,
+        **values | changes,
+    )
+
+
+def model(shape: ModelConfig, seed: int = 0) -> Transformer:
+    """Random weights, norms and biases included."""
+    made = Transformer(shape)
+    made.initialise(seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "norm" in name or name.endswith("bias"):
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return made.eval().requires_grad_(False)
+
+
+def tokenizer() -> Tokenizer:
+    """A byte-level BPE with some merges, the special tokens first."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(False)])
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False
+    )
+    made.train_from_iterator(TEXT * 3, trainer)
+    return made
+
+
+def write_tokenizer(folder: Path, made: Tokenizer | None = None, **settings: Any) -> None:
+    """tokenizer.json, tokenizer_config.json and generation_config.json."""
+    (made or tokenizer()).save(str(folder / "tokenizer.json"))
+    values = {"bos_token": SPECIALS[1], "eos_token": SPECIALS[2], "tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(values | settings))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
+
+
+def write_base(folder: Path, shape: ModelConfig | None = None, seed: int = 0) -> Path:
+    """A whole Hugging Face folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(model(shape or config(), seed), folder, {"bos_token_id": 1, "eos_token_id": 2})
+    write_tokenizer(folder)
+    return folder
