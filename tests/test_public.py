@@ -13,7 +13,31 @@ import pytest
 import pando
 
 NAMES = sorted(
-    ["Capabilities", "Chunk", "Completion", "Example", "FeatureRequest", "Features", "GenerateRequest", "Identity", "LanguageModel", "Latency", "PandoError", "Prediction", "Report", "ScoreRequest", "Scores", "Skin", "Task", "TokenLogprob", "Usage", "__version__", "adapt", "load", "load_skin"]
+    [
+        "Capabilities",
+        "Chunk",
+        "Completion",
+        "Example",
+        "FeatureRequest",
+        "Features",
+        "GenerateRequest",
+        "Identity",
+        "LanguageModel",
+        "Latency",
+        "PandoError",
+        "Prediction",
+        "Report",
+        "ScoreRequest",
+        "Scores",
+        "Skin",
+        "Task",
+        "TokenLogprob",
+        "Usage",
+        "__version__",
+        "adapt",
+        "load",
+        "load_skin",
+    ]
 )
 
 REQUIRED = object()

@@ -124,7 +124,11 @@ def rows(account: Mapping[str, Any]) -> Iterator[str]:
 
 def _lines(found: Mapping[str, Any]) -> str:
     more = found["count"] - len(found["lines"])
-    return f"line{'s' * (len(found['lines']) > 1)} " + ", ".join(map(str, found["lines"])) + (f" and {more:,} more" if more else "")
+    return (
+        f"line{'s' * (len(found['lines']) > 1)} "
+        + ", ".join(map(str, found["lines"]))
+        + (f" and {more:,} more" if more else "")
+    )
 
 
 def times(count: int) -> str:
