@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import tweets
 
-WORK = Path(__file__).resolve().parents[2] / ".cache" / "demo"
+ROOT = Path(__file__).resolve().parents[2]
+WORK = Path(".cache", "demo")  # below ROOT, where everything runs
 PANDO = [sys.executable, "-m", "pando"]
 BASE = "smollm2-135m"
 QUESTIONS = (
     "Best concert of my life, I am still smiling!",
     "Train cancelled again, two hours late and nobody says a word.",
 )
-WAIT = 120  # seconds until the server must be ready
 
 
 def main() -> None:
@@ -36,20 +33,21 @@ def main() -> None:
     pando("pull", BASE)
 
     step("A task: is the mood of a tweet positive or negative?")
-    task = tweets.build(WORK / "task")
-    print(task.read_text(encoding="utf-8").strip())
+    task = WORK / "task" / "task.yaml"
+    tweets.build(ROOT / task.parent)
+    print((ROOT / task).read_text(encoding="utf-8").strip())
     pando("task", "check", task)
 
     step("The ladder: every rung is measured, then one is chosen")
     out = WORK / "ladder"
     pando("adapt", task, "--base", BASE, "--out", out)
-    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    print(f"The whole report: {out / 'report.html'}")
+    report = json.loads((ROOT / out / "report.json").read_text(encoding="utf-8"))
+    print(f"The whole report, to open in a browser: {out / 'report.html'}")
     if not report["chosen"]:
         sys.exit("No rung passed, so there is nothing to serve.")
 
     step(f"Served as OpenAI does: the base and the chosen skin ({report['chosen']}) in one process")
-    with served(out / "skin") as url:
+    with served(out) as url:
         ask(url)
 
     step("What it cost")
@@ -64,7 +62,7 @@ def step(title: str) -> None:
 def pando(*arguments: str | Path) -> None:
     """Runs a pando command, its output shown; ends the demo with its exit code if it fails."""
     print("$ pando " + " ".join(str(one) for one in arguments), flush=True)
-    done = subprocess.run([*PANDO, *map(str, arguments)])
+    done = subprocess.run([*PANDO, *map(str, arguments)], cwd=ROOT)
     if done.returncode:
         sys.exit(done.returncode)
 
@@ -72,41 +70,26 @@ def pando(*arguments: str | Path) -> None:
 @contextlib.contextmanager
 def served(skins: Path) -> Iterator[str]:
     """`pando serve` on a free loopback port while the context lasts; yields its URL."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = ["serve", BASE, "--skins", str(skins), "--port", str(port)]
+    command = ["serve", BASE, "--skins", str(skins), "--port", "0"]
     print("$ pando " + " ".join(command), flush=True)
-    log = (WORK / "serve.log").open("wb")
-    server = subprocess.Popen([*PANDO, *command], stdout=log, stderr=subprocess.STDOUT)
+    server = subprocess.Popen([*PANDO, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert server.stdout
     try:
-        url = f"http://127.0.0.1:{port}"
-        wait_until_ready(url, server)
-        yield url
+        said = server.stdout.readline().strip()  # comes once it is ready
+        print(said, flush=True)
+        if not said:
+            sys.exit(server.wait() or 1)
+        yield said.split()[-1]
     finally:
         server.terminate()
         server.wait()
-        log.close()
-
-
-def wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + WAIT
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(f"{url}/ready", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.3)
-    sys.exit(f"The server did not become ready:\n{(WORK / 'serve.log').read_text(errors='replace')}")
 
 
 def ask(url: str) -> None:
     """Two questions with the official client, to the first model that is not the base."""
     import openai
 
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+    client = openai.OpenAI(base_url=url, api_key="none")
     base, *skins = [model.id for model in client.models.list()]
     print(f"models: {', '.join([base, *skins])}")
     for question in QUESTIONS:

@@ -123,12 +123,9 @@ def rows(account: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _lines(found: Mapping[str, Any]) -> str:
+    shown = ", ".join(map(str, found["lines"]))
     more = found["count"] - len(found["lines"])
-    return (
-        f"line{'s' * (len(found['lines']) > 1)} "
-        + ", ".join(map(str, found["lines"]))
-        + (f" and {more:,} more" if more else "")
-    )
+    return ("lines " if found["count"] > 1 else "line ") + shown + (f" and {more:,} more" if more else "")
 
 
 def times(count: int) -> str:
