@@ -106,7 +106,7 @@ def test_bad_lines_are_named_and_the_rest_is_read(tmp_path: Path) -> None:
     assert [row.why for row in rows if isinstance(row, BadRow)] == [
         "not a JSON object",
         "not JSON: NaN is no JSON number",
-        "byte 0xff at 8 is not UTF-8",
+        "byte 0xff at 8 is not UTF-8; save the file as UTF-8",
         "not JSON: Expecting ':' delimiter at column 5",
         "not JSON: nested too deeply",
     ]
@@ -128,7 +128,7 @@ def test_csv_lines_quotes_and_cells(tmp_path: Path) -> None:
         Row(2, {"text": 'two\nlines, "quoted"', "label": "a"}),
         BadRow(5, "has 2 cells where the header has 4"),
         Row(6, {"text": "é", "label": "c"}),
-        BadRow(7, "holds bytes that are not UTF-8"),
+        BadRow(7, "holds bytes that are not UTF-8; save the file as UTF-8"),
         BadRow(8, "not CSV: unexpected end of data; is a quotation mark left open?"),
     ]
 

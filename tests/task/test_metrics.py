@@ -164,7 +164,7 @@ def test_a_users_function_gives_one_value_per_row(tmp_path: Path) -> None:
         ("def f(p, o):\n    return 'good'\n", "gave 'good'"),
         ("def f(p, o):\n    return float('nan')\n", "gave nan"),
         ("def g(p, o):\n    return 1\n", "no function f"),
-        ("def f(:\n", r"m\.py:1: invalid syntax"),
+        ("def f(:\n", r"m\.py:1: not valid Python"),
         ("x = 1\nimport nothing_like_it\n", r"m\.py:2: .*ModuleNotFoundError"),
         ("raise SystemExit(3)\n", r"m\.py:1: .*SystemExit"),
     ],

@@ -90,7 +90,7 @@ def any_rows(first: int, last: int) -> st.SearchStrategy[list[dict[str, Any]]]:
     return st.lists(st.fixed_dictionaries(row), min_size=20, max_size=80)
 
 
-@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(train=any_rows(0, 40), test=st.none() | any_rows(35, 60), grouped=st.booleans(), seed=st.integers(0, 99))
 def test_whatever_the_rows(tmp_path: Path, train: Any, test: Any, grouped: bool, seed: int) -> None:
     fields = {"group": "who"} if grouped else {}

@@ -139,7 +139,9 @@ def _jsonl(file: BinaryIO, path: Path) -> Iterator[Row | BadRow]:
             try:
                 values = parse_json(line.decode().rstrip())
             except UnicodeDecodeError as error:
-                yield BadRow(number, f"byte 0x{line[error.start]:02x} at {error.start + 1} is not UTF-8")
+                yield BadRow(
+                    number, f"byte 0x{line[error.start]:02x} at {error.start + 1} is not UTF-8; save the file as UTF-8"
+                )
             except ValueError as error:
                 yield BadRow(number, f"not JSON: {error}")
             else:
@@ -217,7 +219,7 @@ def _csv_row(line: int, header: list[str], cells: list[str]) -> Row | BadRow:
     if len(cells) != len(header):
         return BadRow(line, f"has {len(cells)} cells where the header has {len(header)}")
     if any(not cell.isascii() and not _SURROGATES.isdisjoint(cell) for cell in cells):
-        return BadRow(line, "holds bytes that are not UTF-8")
+        return BadRow(line, "holds bytes that are not UTF-8; save the file as UTF-8")
     return Row(line, {name: cell for name, cell in zip(header, cells, strict=True) if name})
 
 

@@ -255,7 +255,7 @@ def _load_function(path: Path, name: str) -> Callable[[Any, Any], Any]:
     except OSError as error:
         raise TaskError(f"{path}: the metric's file cannot be read: {error.strerror}") from None
     except SyntaxError as error:
-        raise TaskError(f"{path}:{error.lineno}: {error.msg}") from None
+        raise TaskError(f"{path}:{error.lineno}: not valid Python: {error.msg}") from None
     except (Exception, SystemExit) as error:
         where = f"{path}:{_line_in(path, error)}"
         raise TaskError(f"{where}: the metric's file failed: {type(error).__name__}: {error}") from error
