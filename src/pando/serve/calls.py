@@ -66,8 +66,7 @@ class Call:
         id: unique; the answer's id and the ledger line's.
         route: "/v1/...".
         key: the name of the key it came with.
-        served: what answers it, set by `resolve`.
-        items: how many answers were asked for (prompts times samples, texts).
+        created: seconds since 1970.
     """
 
     def __init__(self, service: Service, route: str, prefix: str, key: str | None) -> None:
@@ -76,17 +75,27 @@ class Call:
         self.key = key
         self.id = f"{prefix}-{new_id()}"
         self.created = int(time.time())
-        self.served: Served | None = None
-        self.local_seconds = 0.0  # computed here instead of in the engine (floors, probes, parsing)
+        self._served: Served | None = None
+        self._local_seconds = 0.0  # computed here instead of in the engine (floors, probes, parsing)
         self._started = time.perf_counter()
         self._handles: list[Handle] = []
         self._lock = threading.Lock()
         self._closed = False
 
-    async def resolve(self, name: str) -> Served:
-        """What is served under a name now; raises ApiError 404."""
-        self.served = await self.service.in_thread(self.service.registry.resolve, name)
-        return self.served
+    @property
+    def served(self) -> Served:
+        """What answers the call; only once resolved."""
+        assert self._served is not None
+        return self._served
+
+    @property
+    def name(self) -> str:
+        """The name of what answers it, empty as long as it is not known."""
+        return self._served.name if self._served else ""
+
+    async def resolve(self, name: str) -> None:
+        """Finds what is served under a name now; raises ApiError 404."""
+        self._served = await self.service.in_thread(self.service.registry.resolve, name)
 
     async def ask(self, requests: Sequence[Request]) -> list[Answer]:
         """Answers in the order of the requests. One that fails ends the others."""
@@ -148,14 +157,29 @@ class Call:
                 with contextlib.suppress(Exception):  # it failed, and its caller was told
                     answers.append(handle.result(0))
         spent = Spent.of(answers, time.perf_counter() - self._started)
-        return Spent(spent.usage, spent.seconds + Seconds(compute=self.local_seconds))
+        return Spent(spent.usage, spent.seconds + Seconds(compute=self._local_seconds))
 
     async def close(self, status: str) -> None:
-        """Frees the engine and writes the ledger line; `status` is how the call ended."""
+        """Frees the engine, writes the ledger line, gives up the place among the calls under way; `status` is how
+        the call ended. Only the first close counts.
+
+        Raises:
+            PandoError: the ledger cannot be written.
+        """
         with self._lock:
             if self._closed:
                 return
             self._closed = True
+        try:
+            await self._release()
+            spent = self.spent()
+            self.service.metrics.ended(self, status, spent)
+            if self._handles or self._local_seconds:
+                await self.service.writer.write(self._line(status, spent))
+        finally:
+            self.service.end(self)
+
+    async def _release(self) -> None:
         running = [handle for handle in self._handles if not handle.done()]
         for handle in running:
             handle.abort()
@@ -164,12 +188,9 @@ class Call:
                 for handle in running:
                     with contextlib.suppress(Exception):
                         await _result(handle)
-        spent = self.spent()
-        self.service.metrics.ended(self, status, spent)
-        if self.served is not None and (self._handles or self.local_seconds):
-            await self.service.writer.write(self._line(self.served, status, spent))
 
-    def _line(self, served: Served, status: str, spent: Spent) -> Line:
+    def _line(self, status: str, spent: Spent) -> Line:
+        served = self.served
         return Line(
             kind="call",
             id=self.id,
@@ -187,7 +208,6 @@ class Call:
         return await self.service.in_thread(self._submit_now, request)
 
     def _submit_now(self, request: Request) -> Handle:
-        assert self.served is not None
         handle = self.served.model.submit(request)
         with self._lock:
             self._handles.append(handle)
@@ -201,7 +221,7 @@ class Call:
         try:
             return work(*arguments)
         finally:
-            self.local_seconds += time.perf_counter() - started
+            self._local_seconds += time.perf_counter() - started
 
 
 class LedgerWriter:

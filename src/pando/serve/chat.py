@@ -13,9 +13,10 @@ from pando.serve.calls import Call
 from pando.serve.completions import check_limit
 from pando.serve.errors import ApiError
 from pando.serve.respond import respond
-from pando.serve.skins import predict
+from pando.serve.skins import Said, predict, streams, write
 from pando.serve.spelled import chat_logprobs, usage
 from pando.serve.wire import ChatBody
+from pando.skin import Skin
 
 router = APIRouter()
 
@@ -25,14 +26,13 @@ async def chat(body: ChatBody, request: Request) -> Response:
     """Answers a chat, streamed or not."""
 
     async def answering(call: Call) -> dict[str, Any] | AsyncGenerator[dict[str, Any]]:
-        assert call.served is not None
-        return await (_with_base(call, body) if call.served.skin is None else _with_skin(call, body))
+        skin = call.served.skin
+        return await (_with_base(call, body) if skin is None else _with_skin(call, body, skin))
 
     return respond(request, body.model, "chatcmpl", answering)
 
 
 async def _with_base(call: Call, body: ChatBody) -> dict[str, Any] | AsyncGenerator[dict[str, Any]]:
-    assert call.served is not None
     model = call.served.model
     param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     limit = model.context_length if body.limit is None else check_limit(model, body.limit, param)
@@ -49,13 +49,11 @@ async def _with_base(call: Call, body: ChatBody) -> dict[str, Any] | AsyncGenera
 
 
 def _base_choice(call: Call, completion: Completion) -> dict[str, Any]:
-    assert call.served is not None
     logprobs = None if completion.logprobs is None else chat_logprobs(call.served.model, completion.logprobs)
     return _choice(completion.index, completion.text, completion.finish_reason, logprobs=logprobs)
 
 
 async def _base_events(call: Call, body: ChatBody, chunks: Any) -> AsyncGenerator[dict[str, Any]]:
-    assert call.served is not None
     event = _eventer(call, body)
     for index in range(body.n):
         yield event(index, {"role": "assistant", "content": ""})
@@ -69,32 +67,44 @@ async def _base_events(call: Call, body: ChatBody, chunks: Any) -> AsyncGenerato
         yield _event_head(call, body) | {"choices": [], "usage": usage(call.spent().usage)}
 
 
-async def _with_skin(call: Call, body: ChatBody) -> dict[str, Any] | AsyncGenerator[dict[str, Any]]:
+async def _with_skin(call: Call, body: ChatBody, skin: Skin) -> dict[str, Any] | AsyncGenerator[dict[str, Any]]:
     _check_skin_fields(body)
     text = next((message.content for message in reversed(body.messages) if message.role == "user"), None)
     if text is None:
         raise ApiError(400, "a skin answers the last user message, and there is none", param="messages")
-    (answer,) = await predict(call, [text], "messages")
-    more = {"pando": answer.card()}
+    if body.stream and streams(skin):
+        return _skin_events(call, body, skin, await write(call, skin, text, "messages", body.limit))
+    (said,) = await predict(call, skin, [text], "messages", body.limit)
     if body.stream:
-        return _skin_events(call, body, answer.text, answer.refusal, more)
-    choice = _choice(0, answer.text, "stop", refusal=answer.refusal)
-    return _head(call, body) | {"choices": [choice], "usage": usage(call.spent().usage)} | more
+        return _skin_events(call, body, skin, _at_once(said))
+    choice = _choice(0, said.text, said.reason, refusal=said.refusal)
+    head = _head(call, body) | {"pando": said.card(skin)}
+    return head | {"choices": [choice], "usage": usage(call.spent().usage)}
+
+
+async def _at_once(said: Said) -> AsyncGenerator[str | Said]:
+    if said.text:
+        yield said.text
+    yield said
 
 
 async def _skin_events(
-    call: Call, body: ChatBody, text: str | None, refusal: str | None, more: dict[str, Any]
+    call: Call, body: ChatBody, skin: Skin, pieces: AsyncGenerator[str | Said]
 ) -> AsyncGenerator[dict[str, Any]]:
     event = _eventer(call, body)
-    said = {"content": text} if refusal is None else {"content": None, "refusal": refusal}
-    yield event(0, {"role": "assistant", **said}) | more
-    yield event(0, {}, reason="stop")
+    yield event(0, {"role": "assistant", "content": ""})
+    async for piece in pieces:
+        if isinstance(piece, str):
+            yield event(0, {"content": piece})
+        else:
+            delta = {"refusal": piece.refusal} if piece.refusal else {}
+            yield event(0, delta, reason=piece.reason) | {"pando": piece.card(skin)}
     if body.include_usage:
         yield _event_head(call, body) | {"choices": [], "usage": usage(call.spent().usage)}
 
 
 def _check_skin_fields(body: ChatBody) -> None:
-    """A skin's decoding is part of what was measured: it cannot be changed from outside.
+    """A skin's decoding is part of what was measured: it cannot be changed from outside, only cut short.
 
     Temperature, top_p, top_k, min_p and seed are taken and change nothing, as a skin takes the likeliest answer.
     """
@@ -117,7 +127,6 @@ def _check_skin_fields(body: ChatBody) -> None:
 
 
 def _head(call: Call, body: ChatBody, kind: str = "chat.completion") -> dict[str, Any]:
-    assert call.served is not None
     return {
         "id": call.id,
         "object": kind,

@@ -22,14 +22,13 @@ async def classify(body: ClassifyBody, request: Request) -> Response:
     """For each input the label and the probabilities of all labels, in the order of `labels`."""
 
     async def answering(call: Call) -> dict[str, Any]:
-        assert call.served is not None
         skin = call.served.skin
         if skin is None or skin.kind != "classify":
             message = f"{body.model} has no labels; name a skin that classifies"
             raise ApiError(400, message, param="model", code="unsupported_model")
         labels = list(skin.labels)
         data = []
-        for index, answer in enumerate(await predict(call, body.input, "input")):
+        for index, answer in enumerate(await predict(call, skin, body.input, "input")):
             scores = answer.prediction.scores or {}
             entry = {
                 "index": index,

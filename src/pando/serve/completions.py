@@ -50,7 +50,6 @@ def check_limit(model: LanguageModel, limit: int, param: str = "max_tokens") -> 
 
 
 def _requests(call: Call, body: CompletionBody) -> list[GenerateRequest]:
-    assert call.served is not None
     limit = check_limit(call.served.model, body.limit)
     scores = body.logprobs if body.echo else None
     more: dict[str, Any] = {"logprobs": body.logprobs, "prompt_logprobs": scores, "skin": call.served.adapter}
@@ -58,7 +57,6 @@ def _requests(call: Call, body: CompletionBody) -> list[GenerateRequest]:
 
 
 def _choice(call: Call, body: CompletionBody, prompt: str | list[int], completion: Completion) -> dict[str, Any]:
-    assert call.served is not None
     model = call.served.model
     before = _echoed(model, prompt, completion.prompt_tokens) if body.echo else ""
     logprobs = None
@@ -81,7 +79,6 @@ def _echoed(model: LanguageModel, prompt: str | list[int], tokens: list[int]) ->
 
 
 async def _events(call: Call, body: CompletionBody, chunks: Any) -> AsyncGenerator[dict[str, Any]]:
-    assert call.served is not None
     model = call.served.model
     head = _head(call, body) | ({"usage": None} if body.include_usage else {})
 
@@ -109,7 +106,6 @@ async def _events(call: Call, body: CompletionBody, chunks: Any) -> AsyncGenerat
 
 
 def _head(call: Call, body: CompletionBody) -> dict[str, Any]:
-    assert call.served is not None
     return {
         "id": call.id,
         "object": "text_completion",

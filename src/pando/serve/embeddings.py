@@ -23,7 +23,6 @@ async def embeddings(body: EmbeddingBody, request: Request) -> Response:
     """Embeds texts or token ids, as numbers or as base64 of float32 (little endian)."""
 
     async def answering(call: Call) -> dict[str, Any]:
-        assert call.served is not None
         if not call.served.model.capabilities.features:
             raise ApiError(400, f"{body.model} cannot embed texts", param="model", code="unsupported_model")
         adapter = call.served.adapter

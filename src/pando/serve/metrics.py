@@ -55,7 +55,7 @@ class Metrics:
 
     def ended(self, call: Call, status: str, spent: Spent) -> None:
         """Counts a call that was taken."""
-        skin = call.served.name if call.served else ""
+        skin = call.name
         usage, seconds = spent.usage, spent.seconds
         self._success.labels(skin, status).inc()
         self._prompt.labels(skin).inc(usage.prompt_tokens)

@@ -23,19 +23,16 @@ class Served:
         name: the model name in requests.
         skin: None for the base itself.
         folder: the skin's folder.
+        version: content hash of the skin, or of the base.
         created: when it was made, in seconds since 1970; 0 for the base.
     """
 
     name: str
     model: LanguageModel
+    version: str
     skin: Skin | None = None
     folder: Path | None = None
     created: int = 0
-
-    @property
-    def version(self) -> str:
-        """Content hash of the skin, or of the base."""
-        return self.skin.version if self.skin else self.model.identity.hash
 
     @property
     def fingerprint(self) -> str:
@@ -63,7 +60,7 @@ class Registry:
         self.model = model
         self._folder = folder
         self._lock = threading.Lock()
-        self._base = Served(model.identity.name, model)
+        self._base = Served(model.identity.name, model, model.identity.hash)
         self._skins: dict[Path, tuple[tuple[int, ...], Served]] = {}
         if folder is not None and not find_skins(folder):
             raise SkinError(_nothing(folder))
@@ -113,7 +110,7 @@ class Registry:
         if known and known[0] == stamp:
             return known
         skin = load_skin(folder, model=self.model)
-        return stamp, Served(skin.name, self.model, skin, folder, int(card.st_mtime))
+        return stamp, Served(skin.name, self.model, skin.version, skin, folder, int(card.st_mtime))
 
 
 def find_skins(folder: Path) -> list[Path]:

@@ -48,10 +48,9 @@ class _CallResponse(Response):
                 await work
 
     async def _run(self, send: Send) -> None:
-        call, service = self._call, self._call.service
-        status = "error"
+        call, status = self._call, "error"
         try:
-            service.begin(call)
+            call.service.begin(call)
             try:
                 await call.resolve(self._name)
                 answer = await self._answering(call)
@@ -68,7 +67,6 @@ class _CallResponse(Response):
             finally:
                 # a call that is being cancelled must still free the engine and be accounted for
                 await asyncio.shield(call.close(status))
-                service.end(call)
         except Exception as error:
             await self._fail(send, error)
 
