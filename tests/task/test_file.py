@@ -143,6 +143,13 @@ def test_python_tasks_name_the_field() -> None:
         )
 
 
+@pytest.mark.parametrize("schema", [{"type": "array"}, {}, {"type": "object", "required": "a"}, "object"])
+def test_a_schema_describes_an_object(schema: Any) -> None:
+    with pytest.raises(TaskError, match=r"fields\.schema: "):
+        fields = {"input": "a", "output": "b", "schema": schema}
+        Task(name="t", kind="extract", instruction="Do.", data="a.csv", fields=fields)
+
+
 def test_the_hash_is_of_what_is_said_and_not_of_where_it_stands(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()

@@ -261,6 +261,16 @@ def test_notes_warn_of_numbers_that_will_be_weak(tmp_path: Path) -> None:
     assert any(note.startswith("20 test rows: a share's 95 % interval is up to ±22 points") for note in notes)
 
 
+def test_outputs_that_the_schema_rules_out_are_noted(tmp_path: Path) -> None:
+    data = [{**row, "label": {"intent": "a"}} for row in rows(60)]
+    data[3]["label"], data[5]["label"] = {"intent": "a", "extra": 1}, {}
+    schema = {"type": "object", "properties": {"intent": {}}, "required": ["intent"]}
+    for closed, lines in ((True, "lines 4, 6;"), (False, "line 6;")):
+        fields = {"schema": {**schema, "additionalProperties": not closed}}
+        notes = make_splits(make(tmp_path, data, kind="extract", fields=fields)).report.notes
+        assert any("schema forbids" in note and lines in note for note in notes)
+
+
 def test_labels_that_differ_in_case_only_are_noted(tmp_path: Path) -> None:
     data = [*rows(100), *({**row, "label": "Label 0"} for row in rows(20, start=500))]
     assert any("'Label 0', 'label 0'" in note for note in make_splits(make(tmp_path, data)).report.notes)

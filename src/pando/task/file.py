@@ -110,6 +110,8 @@ class Fields(BaseModel):
             raise ValueError(f"not a JSON Schema: {error}; put dates and the like in quotes") from None
         if schema.get("type") != "object":
             raise ValueError("a schema of an extract task describes an object: `type: object` and its properties")
+        if not isinstance(schema.get("properties", {}), dict) or not isinstance(schema.get("required", []), list):
+            raise ValueError("not a JSON Schema: properties is a mapping and required a list")
         return schema
 
 

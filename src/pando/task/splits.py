@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from pando.errors import DataError
 from pando.files import atomic_write, check_format, content_hash
@@ -124,6 +125,9 @@ def _account(tables: list[Table], task: Task) -> RowReport:
             report.dropped.append(Dropped(t.name, "no text in the input", t.empty))
         if not t.examples:
             raise DataError(f"{t.name} has no usable row: {report.dropped[-1].why}")
+        if lines := [e.line for e in t.examples if _outside(e.output, task.fields.json_schema)]:
+            what = "outputs with fields that the schema forbids, or without ones that it requires"
+            report.notes.append(f"{t.name}: {what}: {some(lines)}; no answer can be right there")
         report.duplicates += sum("-" in e.id for e in t.examples)
         outputs: dict[str, set[str]] = defaultdict(set)
         keys = [(content_hash(e.inputs), e.id.partition("-")[0], e.line) for e in t.examples]
@@ -133,6 +137,16 @@ def _account(tables: list[Table], task: Task) -> RowReport:
             report.contradictory[t.name] = lines
             report.notes.append(f"{t.name}: same input, different output: {some(lines)}")
     return report
+
+
+def _outside(output: Any, schema: dict[str, Any] | None) -> bool:
+    """Whether the fields of an object are others than a schema allows (what is in them is not looked at)."""
+    if schema is None:
+        return False
+    closed = schema.get("additionalProperties") is False
+    return not set(schema.get("required", [])) <= set(output) or (
+        closed and not set(output) <= set(schema.get("properties", {}))
+    )
 
 
 def _plan(
