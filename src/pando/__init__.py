@@ -10,7 +10,6 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from pando.adapt.ladder import Report as Report
     from pando.adapt.ladder import adapt as adapt
-    from pando.engine import load as load
     from pando.errors import PandoError as PandoError
     from pando.interface import Capabilities as Capabilities
     from pando.interface import Chunk as Chunk
@@ -28,13 +27,13 @@ if TYPE_CHECKING:
     from pando.skin import Prediction as Prediction
     from pando.skin import Skin as Skin
     from pando.skin import load_skin as load_skin
+    from pando.skin.load import load as load
     from pando.task import Example as Example
     from pando.task import Task as Task
 
 _HOMES = {
     "pando.adapt": ("adapt",),
     "pando.adapt.ladder": ("Report",),
-    "pando.engine": ("load",),
     "pando.errors": ("PandoError",),
     "pando.interface": (
         "Capabilities",
@@ -52,6 +51,7 @@ _HOMES = {
         "Usage",
     ),
     "pando.skin": ("Prediction", "Skin", "load_skin"),
+    "pando.skin.load": ("load",),
     "pando.task": ("Example", "Task"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

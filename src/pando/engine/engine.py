@@ -121,14 +121,22 @@ class Engine:
         device, dtype: where and in which numbers it computes; `dtype` is the name that answers for it ("int8" has
             bfloat16 activations).
         cache_tokens: most tokens held in the cache.
+        skin: folder whose adapter requests without a skin of their own get; None leaves them the bare base.
     """
 
     def __init__(
-        self, base: BaseModel, module: Transformer, device: torch.device, dtype: str, cache_tokens: int
+        self,
+        base: BaseModel,
+        module: Transformer,
+        device: torch.device,
+        dtype: str,
+        cache_tokens: int,
+        skin: str | None = None,
     ) -> None:
         self.base = base
         self.module = module
         self.device = device
+        self.skin = skin
         self._dtype = dtype
         self._number = torch.float32 if dtype == "float32" else torch.bfloat16
         blocks = -(-max(cache_tokens, base.config.context_length) // BLOCK) + 1
@@ -204,7 +212,7 @@ class Engine:
         Raises:
             RequestError: a field is wrong or the input too long; nothing was queued.
         """
-        adapter = self._adapter(request.skin)
+        adapter = self._adapter(request.skin or self.skin)
         jobs: Sequence[Job]
         if isinstance(request, GenerateRequest):
             jobs = self._compiler.generation(request, adapter)

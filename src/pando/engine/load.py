@@ -18,13 +18,16 @@ _CACHE_SHARE = 0.15  # of the memory that is free after loading
 _CACHE_BYTES = 2 << 30  # at most, on a CPU
 
 
-def load(ref: str | Path = DEFAULT_BASE, device: str = "auto", dtype: str = "auto") -> Engine:
+def load(
+    ref: str | Path = DEFAULT_BASE, device: str = "auto", dtype: str = "auto", skin: str | Path | None = None
+) -> Engine:
     """Loads a base model into an engine.
 
     Args:
         ref: name of a pulled base, Hugging Face folder or `.gguf` file.
         device: "auto" (CUDA, Apple MPS, CPU, in this order), "cpu", "cuda" or "mps".
         dtype: "auto" (float32 on CPU, else bfloat16), "float32", "bfloat16" or "int8" (weights only).
+        skin: folder whose adapter, if it has one, applies to requests that name no skin.
 
     Raises:
         BaseModelError: the base is not there or broken.
@@ -40,7 +43,8 @@ def load(ref: str | Path = DEFAULT_BASE, device: str = "auto", dtype: str = "aut
     module = base.module(device=str(where), dtype=_DTYPES[kind])
     if kind == "int8":
         module = quantise(module)
-    return Engine(base, module.eval().requires_grad_(False), where, kind, _cache_tokens(base, where, kind))
+    module = module.eval().requires_grad_(False)
+    return Engine(base, module, where, kind, _cache_tokens(base, where, kind), None if skin is None else str(skin))
 
 
 def _device(name: str) -> torch.device:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from pando.errors import SkinError
-from pando.interface import LanguageModel
+from pando.interface import Identity, LanguageModel
 
 if TYPE_CHECKING:
     from pando.skin.skin import Skin
@@ -23,16 +23,21 @@ def own_base(skin: Skin) -> LanguageModel:
         BaseModelError: it is not on this machine.
     """
     from pando.engine import load
-    from pando.model.base import pulled_bases, pulled_folder
 
     assert skin.base is not None
-    base = skin.base
-    found = _loaded.get(base.hash)
+    found = _loaded.get(skin.base.hash)
     if found is None:
-        pulled = pulled_folder(base.name).name in pulled_bases()
-        found = load(base.source if not pulled and Path(base.source).exists() else base.name)
+        found = load(reference(skin.base))
         _loaded[found.identity.hash] = found
     return found
+
+
+def reference(base: Identity) -> str:
+    """What to open the base by: its name if it was pulled, else the folder or file that it came from."""
+    from pando.model.base import pulled_bases, pulled_folder
+
+    pulled = pulled_folder(base.name).name in pulled_bases()
+    return base.source if not pulled and Path(base.source).exists() else base.name
 
 
 def checked(skin: Skin, model: LanguageModel, *, force: bool = False) -> LanguageModel:

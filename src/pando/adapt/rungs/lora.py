@@ -1,0 +1,198 @@
+"""LoRA on the short prompt: what the instruction and demonstrations tell moves into the weights.
+
+All linear layers, loss on the answer and its end token only. The learning rate follows a rule by the base's width; the
+rule, a third and three times of it run the first part of the schedule side by side, and the one with the lowest loss
+on select rows goes on. Of the checkpoints along the way, the one with the best select quality ships.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from pando.errors import DataError
+from pando.files import atomic_dir, atomic_write
+from pando.interface import Capabilities
+from pando.skin import Skin
+from pando.skin.parts import Decoding, Prompt, Scoring
+from pando.skin.render import answer_text, training_example
+from pando.task.file import Task
+from pando.task.rows import Example
+
+if TYPE_CHECKING:
+    import torch
+    from pando.adapt.lab import Lab
+
+    from pando.engine import Engine
+    from pando.model.tokenizer import Tokenizer
+    from pando.model.transformer import Transformer
+    from pando.train.lora import LoraTrainer
+    from pando.train.supervised import SupervisedExample
+
+RANK, ALPHA = 16, 32.0
+BATCH = 16
+EPOCHS, MIN_STEPS, MAX_EPOCHS = 3, 100, 10
+RACE = (1.0, 1 / 3, 3.0)  # multiples of the rule's learning rate
+RACE_SHARE = 0.12  # of the steps
+RACE_ROWS = 64  # select rows whose loss decides it
+CHECKPOINTS = 4  # evaluations on select rows along the schedule
+PATIENCE = 2  # of them without a gain end the training
+MIN_ROWS = 8
+
+
+class Lora:
+    """See `Rung`."""
+
+    name = "lora"
+
+    def fits(self, task: Task, capabilities: Capabilities) -> str | None:
+        """Why it cannot be tried with this task and model, or None."""
+        if not (capabilities.train and capabilities.adapters):
+            return "this model's weights cannot be trained here"
+        return None
+
+    def propose(self, task: Task, lab: Lab) -> list[Skin]:
+        """One skin: the adapter of the best checkpoint.
+
+        Raises:
+            DataError: too few rows fit the base's context.
+        """
+        draft = _draft(task, lab)
+        engine = cast("Engine", lab.model)
+        rows = _tokenised(draft, lab.train, engine)
+        if len(rows) < MIN_ROWS:
+            raise DataError(f"only {len(rows)} training rows fit the base's {engine.context_length} tokens of context")
+        folder = lab.workdir(self.name)
+        model = _training_model(engine, folder)
+        held_out = _tokenised(draft, lab.select[:RACE_ROWS], engine)
+        steps = planned_steps(len(rows))
+        with lab.progress(steps + (len(RACE) - 1) * _race_steps(steps), "lora: training") as advance:
+            trainer = _race(model, rows, held_out, steps, task.seed, advance)
+            return [_train(trainer, draft, lab, engine, folder, advance)]
+
+
+def planned_steps(rows: int) -> int:
+    """Optimiser steps for so many rows: some epochs, more where that would be too few steps."""
+    per_epoch = math.ceil(rows / BATCH)
+    return min(max(EPOCHS * per_epoch, MIN_STEPS), MAX_EPOCHS * per_epoch)
+
+
+def _race_steps(steps: int) -> int:
+    return max(1, round(RACE_SHARE * steps))
+
+
+def _draft(task: Task, lab: Lab) -> Skin:
+    """The skin without its adapter: the bare instruction, no demonstrations, no list of labels."""
+    classify = task.kind == "classify"
+    return Skin(
+        name=task.name,
+        kind=task.kind,
+        rung="lora",
+        method="score" if classify else "generate",
+        prompt=Prompt(task.instruction, tuple(task.fields.input)),
+        base=lab.model.identity,
+        labels=tuple(lab.labels) if classify else (),
+        grammar=task.fields.json_schema,
+        scoring=Scoring(per_token=False, end=True),
+        decoding=Decoding() if classify else Decoding(max_tokens=_longest_answer(lab)),
+    )
+
+
+def _longest_answer(lab: Lab) -> int:
+    lengths = [lab.model.count_tokens(answer_text(e.output)) for e in lab.train if e.output is not None]
+    return max(lengths) + 16
+
+
+def _tokenised(draft: Skin, examples: Sequence[Example], engine: Engine) -> list[SupervisedExample]:
+    """Rows as token ids, made by the very calls that make requests; rows beyond the context are left out."""
+    from pando.train.supervised import SupervisedExample
+
+    tokenizer: Tokenizer = engine.base.tokenizer
+    rows = []
+    for example in examples:
+        prompt, answer = training_example(draft, example, engine)
+        ids = tokenizer.encode(prompt)
+        (answer_ids,) = tokenizer.encode_continuations(prompt, ids, [answer])
+        if len(ids) + len(answer_ids) <= engine.context_length:
+            rows.append(SupervisedExample(tuple(ids), tuple(answer_ids)))
+    return rows
+
+
+def _training_model(engine: Engine, folder: Path) -> Transformer:
+    """The frozen base in the numbers that train fastest here; the choice is kept, so that a resumed run repeats it."""
+    import torch
+
+    from pando.train.lora import fastest_dtype, training_copy
+
+    note = folder / "numbers.json"
+    if not note.exists():
+        name = str(fastest_dtype(engine.device)).removeprefix("torch.")
+        atomic_write(note, json.dumps({"format_version": 1, "dtype": name}))
+    number: torch.dtype = getattr(torch, json.loads(note.read_text(encoding="utf-8"))["dtype"])
+    return training_copy(engine.module, number)
+
+
+def _race(
+    model: Transformer,
+    rows: Sequence[SupervisedExample],
+    held_out: Sequence[SupervisedExample],
+    steps: int,
+    seed: int,
+    advance: Callable[[int], None],
+) -> LoraTrainer:
+    """The trainer whose learning rate has the lowest held-out loss after the first part of the schedule."""
+    from pando.model.lora import LoraConfig, all_linear
+    from pando.train.lora import LoraSettings, LoraTrainer, rule_learning_rate
+
+    config = LoraConfig(RANK, ALPHA, all_linear(model))
+    best: tuple[float, LoraTrainer] | None = None
+    for factor in RACE:
+        rate = rule_learning_rate(model.config.d_model) * factor
+        trainer = LoraTrainer(model, config, rows, LoraSettings(rate, steps, BATCH), seed)
+        for _ in trainer.train(_race_steps(steps)):
+            advance(1)
+        loss = trainer.loss(held_out or rows[:RACE_ROWS])
+        if best is None or loss < best[0]:  # a loss that is not a number never wins
+            best = (loss, trainer)
+    assert best is not None
+    return best[1]
+
+
+def _train(
+    trainer: LoraTrainer,
+    draft: Skin,
+    lab: Lab,
+    engine: Engine,
+    folder: Path,
+    advance: Callable[[int], None],
+) -> Skin:
+    """Makes the remaining steps and returns the skin of the checkpoint with the best select quality."""
+    total = trainer.settings.steps
+    best: tuple[float, Skin] | None = None
+    waited = 0
+    for checkpoint in range(1, CHECKPOINTS + 1):
+        goal = round(total * checkpoint / CHECKPOINTS)
+        for _ in trainer.train(goal - trainer.step):
+            advance(1)
+        skin = _checkpoint(trainer, draft, engine, folder / f"step-{trainer.step}")
+        quality = lab.evaluate(skin).quality
+        if best is None or quality > best[0]:
+            best, waited = (quality, skin), 0
+        else:
+            waited += 1
+        if waited == PATIENCE:
+            break
+    assert best is not None
+    return best[1]
+
+
+def _checkpoint(trainer: LoraTrainer, draft: Skin, engine: Engine, folder: Path) -> Skin:
+    from pando.model.lora import save_peft
+
+    with atomic_dir(folder) as scratch:
+        save_peft(scratch, engine.module, trainer.adapter.config, trainer.adapter.tensors(), engine.identity.name)
+    return replace(draft, adapter=folder)
