@@ -82,7 +82,7 @@ def open_base(ref: str | Path = DEFAULT) -> BaseModel:
     if is_name(text) and (pulled_folder(text) / NAME).exists():
         return _open_ours(pulled_folder(text))
     folder = Path(text).expanduser().absolute()
-    if folder.is_dir():
+    if text and folder.is_dir():
         names = base_files(folder)
         return _base(folder, remembered(load_settings().home / "cache", folder, names, folder.name))
     raise _unknown(text)

@@ -1,4 +1,4 @@
-"""Bases from the Hugging Face hub: safetensors only, at one commit, resumed where an earlier try was cut off."""
+"""Bases from the Hugging Face hub: safetensors only, at one commit, files of an earlier try kept."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pando.model.manifest import NAME, make_manifest
 from pando.settings import load_settings
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo
+    from huggingface_hub.hf_api import HfApi, ModelInfo
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
@@ -42,7 +42,8 @@ def resolve(repo: str, revision: str | None) -> str:
 def fetch(repo: str, commit: str, new: Path, name: str) -> None:
     """Brings the base of a repository into the empty folder `new`.
 
-    Files arrive in a folder of the cache that a later try continues, and are checked against the hub's hashes.
+    Files arrive in a folder of the cache, are checked against the hub's hashes and then moved. A later try keeps the
+    whole ones; the one that was cut off is fetched anew (the library resumes it only within one process).
 
     Raises:
         BaseModelError: it has no safetensors, cannot be reached, or a file is not what the hub says.
@@ -51,10 +52,10 @@ def fetch(repo: str, commit: str, new: Path, name: str) -> None:
     hashes = {s.rfilename: s.lfs.sha256 if s.lfs is not None else None for s in info.siblings or ()}
     wanted = _wanted(repo, set(hashes))
     partial = load_settings().home / "cache" / "hub" / f"{repo.replace('/', '--')}-{commit[:12]}"
+    for torn in partial.rglob("*.incomplete"):
+        torn.unlink()
     with _saying_why(repo):
-        from huggingface_hub import snapshot_download
-
-        snapshot_download(repo, revision=commit, local_dir=partial, allow_patterns=wanted)
+        _api().snapshot_download(repo, revision=commit, local_dir=partial, allow_patterns=wanted)
     for file in wanted:
         if hashes[file] is not None and content_hash(partial / file) != f"sha256:{hashes[file]}":
             (partial / file).unlink()
@@ -75,18 +76,23 @@ def _wanted(repo: str, there: set[str]) -> list[str]:
 
 def _info(repo: str, revision: str | None) -> ModelInfo:
     with _saying_why(repo, revision):
-        from huggingface_hub import HfApi
-
-        return HfApi().model_info(repo, revision=revision, files_metadata=True)
+        return _api().model_info(repo, revision=revision, files_metadata=True)
     raise AssertionError("unreachable")
+
+
+def _api() -> HfApi:
+    from huggingface_hub import HfApi
+
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
 
 
 @contextmanager
 def _saying_why(repo: str, revision: str | None = None) -> Iterator[None]:
     """The hub's errors in one line. Telemetry is off before its library is first imported."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
+    endpoint = os.environ.get("HF_ENDPOINT") or "the hub"
     try:
         yield
     except errors.GatedRepoError:
@@ -96,10 +102,8 @@ def _saying_why(repo: str, revision: str | None = None) -> Iterator[None]:
     except errors.RevisionNotFoundError:
         raise BaseModelError(f"{repo} has no revision {revision!r}") from None
     except errors.RepositoryNotFoundError:
-        raise BaseModelError(f"{constants.ENDPOINT} has no model {repo!r} (or it is private)") from None
+        raise BaseModelError(f"{endpoint} has no model {repo!r} (or it is private)") from None
     except errors.HFValidationError as error:
         raise BaseModelError(f"{repo!r} is no hub id: {error}") from None
     except Exception as error:  # connections fail in the many ways of the libraries below
-        raise BaseModelError(
-            f"cannot fetch {repo} from {constants.ENDPOINT}: {error}; run it again to go on"
-        ) from error
+        raise BaseModelError(f"cannot fetch {repo} from {endpoint}: {error}; run it again to go on") from error
