@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pando.evaluate.sample import Sample, jackknife_error
-from pando.evaluate.statistics import FEW, bca
+from pando.evaluate.statistics import FEW, bca, finite
 
 _EXCHANGES = 4999
 _CHUNK = 4_000_000  # numbers of a weight matrix held at once
@@ -45,6 +45,11 @@ class Difference:
     error: float
     discordant: float | None
     method: str
+
+    def as_dict(self) -> dict[str, float | str | None]:
+        """JSON-able; infinite ends become null."""
+        low, high = finite(self.low), finite(self.high)
+        return {"diff": self.value, "low": low, "high": high, "p": self.p, "method": self.method}
 
 
 def difference(a: Sample, b: Sample, confidence: float = 0.95) -> Difference:

@@ -37,8 +37,13 @@ class Interval:
 
     def as_dict(self) -> dict[str, float | int | str | None]:
         """JSON-able; infinite ends become null."""
-        low, high = (end if math.isfinite(end) else None for end in (self.low, self.high))
+        low, high = finite(self.low), finite(self.high)
         return {"quality": self.value, "low": low, "high": high, "n": self.n, "method": self.method}
+
+
+def finite(end: float) -> float | None:
+    """An end of an interval as JSON can hold it."""
+    return end if math.isfinite(end) else None
 
 
 def interval(sample: Sample, confidence: float = 0.95) -> Interval:
