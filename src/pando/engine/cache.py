@@ -13,6 +13,7 @@ from array import array
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -97,10 +98,9 @@ class KVCache:
 
     def __init__(self, config: ModelConfig, blocks: int, device: torch.device, dtype: torch.dtype) -> None:
         self.pool = BlockPool(blocks)
-        # Zeros, not empty: masked keys still enter products, where a stray NaN would spread.
         shapes = [(blocks, BLOCK, s.attention.kv_heads, s.attention.head_dim) for s in config.layers]
-        self._keys = [torch.zeros(shape, device=device, dtype=dtype) for shape in shapes]
-        self._values = [torch.zeros(shape, device=device, dtype=dtype) for shape in shapes]
+        self._keys = [_zeros(shape, device, dtype) for shape in shapes]
+        self._values = [_zeros(shape, device, dtype) for shape in shapes]
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Stores k, v [N, kv_heads, head_dim] at token `slots` [N] (block * BLOCK + offset)."""
@@ -114,3 +114,14 @@ class KVCache:
         keys = self._keys[layer].index_select(0, flat).unflatten(0, (rows, -1)).flatten(1, 2)
         values = self._values[layer].index_select(0, flat).unflatten(0, (rows, -1)).flatten(1, 2)
         return keys, values
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Zeros, because masked keys still enter products, where a stray NaN would spread.
+
+    On a CPU they come from numpy, whose zeros take memory only once written; torch writes its own at once.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    integers = {4: np.int32, 2: np.int16}[dtype.itemsize]
+    return torch.from_numpy(np.zeros(shape, dtype=integers)).view(dtype)
