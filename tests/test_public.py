@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-import time
 from typing import Any
 
 import pytest
@@ -131,13 +130,7 @@ def test_adapt_is_callable_even_after_its_modules_were_imported() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["-c", "import pando"], ["-m", "pando", "--help"]])
-def test_starting_is_quick_and_loads_nothing_heavy(arguments: list[str]) -> None:
-    def seconds() -> float:
-        start = time.perf_counter()
-        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
-        return time.perf_counter() - start
-
-    assert min(seconds() for _ in range(3)) < 0.5
+def test_starting_loads_nothing_heavy(arguments: list[str]) -> None:
     script = f"import sys, runpy\nsys.argv[1:] = {arguments[2:]!r}\nimport pando, pando.cli\nprint(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
     assert not {"torch", "numpy", "sklearn", "scipy", "pydantic", "fastapi", "sqlalchemy", "matplotlib"} & set(loaded)
