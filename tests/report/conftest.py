@@ -40,6 +40,10 @@ def report() -> dict[str, Any]:
             rung("lora", 0.9, 0.0010, 252),
         ],
         "chosen": "probe",
+        "best": "lora",
+        "missing": [],
+        "undecided": {},
+        "details_of": {"rung": "probe", "split": "test"},
         "why": "probe is the cheapest whose quality meets 0.85",
         "test": {
             "quality": 0.861,

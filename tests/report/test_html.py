@@ -51,7 +51,7 @@ def test_every_part_is_there(report: dict[str, Any]) -> None:
         "Where it errs",
         "Where rungs disagree",
         "Yay. Another good phone interview.",
-        "lora minus probe",
+        "probe minus lora",
         "80 rows show differences of 0.07",
         "used train 640, select 80, confirm 80, test 1,000",
         "sha256:0123",
@@ -86,7 +86,9 @@ def test_everything_from_a_user_is_escaped(report: dict[str, Any]) -> None:
     report["rows"] = {"notes": [EVIL], "read": {EVIL: 3}}
     report["confusion"]["labels"] = [EVIL, "b"]
     report["field_errors"] = [{"field": EVIL, "right": 3, "wrong": 1, "missing": 0, "extra": 0}]
-    report["comparisons"][0]["a"] = EVIL
+    report["comparisons"][0]["a"] = report["chosen"]
+    report["comparisons"][0]["b"] = EVIL
+    report.update(best=EVIL, missing=[EVIL], details_of={"rung": EVIL, "split": "test"})
     report["disagreements"] = [{"input": EVIL, "truth": {EVIL: EVIL}, "answers": {report["chosen"]: EVIL}}]
     html = page(report)
     assert "<script" not in html

@@ -24,17 +24,36 @@ def test_every_rung_and_number_is_there(report: dict[str, Any]) -> None:
         assert said in text
     assert "Test      0.861 [0.84, 0.88] on 1000 rows" in text
     assert "against the floor on the same rows +0.103 [+0.07, +0.13]; opened once" in text
+    assert "Decision  probe is the cheapest whose quality meets 0.85" in text
     assert "probe minus floor" in text and "< 0.001" in text
     assert "used train 640, select 80, confirm 80, test 1,000; dropped 2 of train.jsonl: no text (lines 3, 9)" in flat
     assert "too long" not in text
 
 
 def test_no_decision_and_repeated_openings_are_plain(report: dict[str, Any]) -> None:
-    report["chosen"] = None
+    report.update(chosen=None, missing=["0.050 of quality", "more rows"])
     report["test"]["openings"] = 3
     text = printed(report)
     assert "no rung passes" in text and "→" not in text
+    assert "lora comes closest; it lacks: 0.050 of quality; more rows" in text
     assert "opened 3 times" in text and "each further look" in text
+
+
+def test_comparisons_are_seen_from_the_chosen_rung(report: dict[str, Any]) -> None:
+    text = printed(report)
+    assert "probe minus lora" in text and "-0.030 [-0.08, +0.02]" in text
+    report["chosen"] = "lora"
+    text = printed(report)
+    assert "lora minus probe" in text and "+0.030 [-0.02, +0.08]" in text
+    assert "probe minus floor" not in text
+
+
+def test_abstaining_is_told(report: dict[str, Any]) -> None:
+    test = {"coverage": 0.83, "quality": 0.951, "low": 0.93, "high": 0.97, "n": 830}
+    report["abstain"] = {"below": 0.6, "why": "answers below 0.6 are withheld", "test": test}
+    assert "83 % of the test rows are answered, 0.951 [0.93, 0.97] of them right" in " ".join(printed(report).split())
+    report["abstain"]["test"] = {"coverage": 0.0, "quality": None, "n": 0}
+    assert "0 % of the test rows are answered" in " ".join(printed(report).split())
 
 
 def test_markup_of_a_user_is_not_ours(report: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pando.report import plots, words
-from pando.report.terminal import rows, times
+from pando.report.terminal import abstaining, compared, missing, rows, times
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -30,6 +30,11 @@ def page(report: Mapping[str, Any]) -> str:
         plots=_plots(report),
         confused=_confused(report),
         rows=list(rows(report.get("rows") or {})),
+        missing=missing(report),
+        abstaining=abstaining(report["abstain"]) if report.get("abstain") else None,
+        compared=compared(report),
+        others=len(report.get("comparisons") or []) - len(compared(report)),
+        seen=_seen(report),
         strip=_stripper(report),
         words=words,
         times=times,
@@ -53,6 +58,12 @@ def _plots(report: Mapping[str, Any]) -> dict[str, Markup]:
     if report.get("field_errors"):
         made["fields"] = plots.fields(report["field_errors"])
     return {name: Markup(svg) for name, svg in made.items()}  # matplotlib has escaped every text
+
+
+def _seen(report: Mapping[str, Any]) -> str:
+    """Whose answers to which rows the plots are about."""
+    of = report.get("details_of")
+    return f"{of['rung']} on {'test' if of['split'] == 'test' else 'confirmation'} rows" if of else ""
 
 
 def _confused(report: Mapping[str, Any]) -> list[tuple[str, str, int]]:

@@ -13,12 +13,20 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
+def show(report: Mapping[str, Any]) -> None:
+    """Prints a report on standard output, whole lines also where that is no terminal."""
+    from rich.console import Console
+
+    console = Console()
+    (console if console.is_terminal else Console(width=120)).print(table(report))
+
+
 def table(report: Mapping[str, Any]) -> Group:
     """What rich prints of a report: rungs, decision, test result, comparisons, rows."""
     from rich.console import Group
 
     parts: list[Any] = [_rungs(report), _decision(report)]
-    if report.get("comparisons"):
+    if compared(report):
         parts.append(_comparisons(report))
     parts.append(_facts(report))
     return Group(*parts)
@@ -55,11 +63,15 @@ def _rungs(report: Mapping[str, Any]) -> Table:
 def _decision(report: Mapping[str, Any]) -> Text:
     from rich.text import Text
 
-    chosen = report["chosen"]
     text = Text()
     text.append("Decision  ", "bold")
-    text.append(chosen or "no rung passes", "bold green" if chosen else "bold yellow")
-    text.append(f": {report['why']}\n")
+    if report["chosen"]:
+        text.append(f"{report['why']}\n", "green")
+    else:
+        text.append("no rung passes: ", "bold yellow")
+        text.append(f"{report['why']}\n")
+    if missing(report):
+        text.append(f"          {missing(report)}\n", "yellow")
     test = report.get("test")
     if test:
         text.append("Test      ", "bold")
@@ -69,6 +81,9 @@ def _decision(report: Mapping[str, Any]) -> Text:
         text.append(f"; opened {times(test['openings'])}\n")
         if test["openings"] > 1:
             text.append("          each further look at these rows makes their number less sure\n", "yellow")
+    if report.get("abstain"):
+        text.append("Abstains  ", "bold")
+        text.append(f"{abstaining(report['abstain'])}\n")
     return text
 
 
@@ -76,11 +91,12 @@ def _comparisons(report: Mapping[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    title = "Compared on the same rows (p by Holm; the last column is what these rows could have shown)"
-    grid = Table(title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
-    for name, justify in (("", "left"), ("difference [95 %]", "right"), ("p", "right"), ("detectable", "right")):
-        grid.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for one in report["comparisons"]:
+    title = "Compared on the same rows (p by Holm over all pairs; detectable: what so many rows would show)"
+    grid = Table(title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False, min_width=95)
+    grid.add_column("")
+    for name in ("difference [95 %]", "p", "detectable"):
+        grid.add_column(name, justify="right")
+    for one in compared(report):
         grid.add_row(
             Text(f"{one['a']} minus {one['b']}"),
             words.measured(one, signed=True),
@@ -94,13 +110,40 @@ def _facts(report: Mapping[str, Any]) -> Text:
     from rich.text import Text
 
     text = Text()
-    for label, said in (("Rows", "; ".join(rows(report.get("rows") or {}))), ("Power", report.get("power"))):
+    for label, said in (
+        ("Rows", "; ".join(rows(report.get("rows") or {}))),
+        ("Took", words.seconds(report["seconds"])),
+    ):
         if said:
             text.append(f"\n{label:<10}", "bold")
-            text.append(str(said))
-    text.append(f"\n{'Took':<10}", "bold")
-    text.append(words.seconds(report["seconds"]))
+            text.append(said)
     return text
+
+
+def compared(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The comparisons with the chosen rung, or with the best where none is chosen, seen from it."""
+    mine = report["chosen"] or report.get("best")
+    found = [one for one in report.get("comparisons") or [] if mine in (one["a"], one["b"])]
+    return [one if one["a"] == mine else turned(one) for one in found]
+
+
+def turned(one: Mapping[str, Any]) -> dict[str, Any]:
+    """A comparison seen from the other side."""
+    low, high = (None if end is None else -end for end in (one["high"], one["low"]))
+    return {**one, "a": one["b"], "b": one["a"], "diff": -one["diff"], "low": low, "high": high}
+
+
+def missing(report: Mapping[str, Any]) -> str:
+    """What the best rung lacks where none was chosen."""
+    lacks = report.get("missing")
+    return f"{report['best']} comes closest; it lacks: {'; '.join(lacks)}" if lacks else ""
+
+
+def abstaining(abstain: Mapping[str, Any]) -> str:
+    """From which confidence on it answers, why, and what that gives on test rows."""
+    test = abstain["test"]
+    right = f", {words.measured(test)} of them right" if test["n"] else ""
+    return f"{abstain['why']}; {words.share(test['coverage'])} of the test rows are answered{right}"
 
 
 def rows(account: Mapping[str, Any]) -> Iterator[str]:
