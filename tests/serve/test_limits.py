@@ -155,7 +155,7 @@ def test_metrics_tell_what_was_spent_by_skin(server: Running) -> None:
     assert answer.status_code == 200
     text = server.http.get("/metrics").text
     for line in (
-        'pando_request_success_total{finished_reason="success",skin="fake"} 1.0',
+        'pando_request_success_total{finished_reason="length",skin="fake"} 1.0',
         'pando_prompt_tokens_total{skin="fake"} 5.0',
         'pando_cached_tokens_total{skin="fake"} 4.0',
         'pando_generation_tokens_total{skin="fake"} 5.0',

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -226,6 +229,26 @@ def test_a_skin_made_anew_is_served_from_the_next_call_on(server: Running, folde
         server.openai.chat.completions.create(model="newcomer", messages=ASK)
     versions = [line["skin_version"] for line in server.ledger.lines()]
     assert versions[0] == versions[2] != versions[1]
+
+
+def test_a_skin_that_is_replaced_over_and_over_is_always_there(server: Running, folder: Path) -> None:
+    ends = time.monotonic() + 2.0
+
+    def replace_it() -> None:
+        for turn in itertools.count():
+            replace(FLOOR, constant=LABELS[turn % 3]).save(folder / "mood-floor")
+            if time.monotonic() > ends:
+                return
+
+    writer = threading.Thread(target=replace_it)
+    writer.start()
+    asked = 0
+    while time.monotonic() < ends:
+        answer = server.openai.chat.completions.create(model="mood-floor", messages=ASK)
+        assert answer.choices[0].message.content in LABELS
+        asked += 1
+    writer.join()
+    assert asked > 20
 
 
 def test_a_skin_that_breaks_while_served_is_named_and_the_others_go_on(server: Running, folder: Path) -> None:

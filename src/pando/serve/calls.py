@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pando.interface import Answer, Chunk, Completion, Handle, Latency, Request, Usage
-from pando.ledger import Line, Seconds, new_id
+from pando.interface import Answer, Chunk, Completion, Handle, Request
+from pando.ledger import Line, new_id
+from pando.serve.accounts import Spent
 from pando.serve.errors import ApiError
 
 if TYPE_CHECKING:
@@ -29,38 +27,8 @@ WINDOW = 64  # requests of one call that are with the engine at once
 _ABORT_SECONDS = 10.0  # for the engine to let go of what was aborted
 
 
-@dataclass(frozen=True)
-class Spent:
-    """What a call used: tokens, and where its time went."""
-
-    usage: Usage = field(default_factory=Usage)
-    seconds: Seconds = field(default_factory=Seconds)
-
-    @classmethod
-    def of(cls, answers: Sequence[Answer], total: float) -> Spent:
-        """Sums over answers that ran side by side within `total` seconds.
-
-        A prompt that several samples share counts once. The call waited until its first answer was started, read
-        prompts until the first token, and decoded from then on; computing adds up.
-        """
-        usage, latencies = Usage(), []
-        for answer in answers:
-            parts: Sequence[Any] = answer if isinstance(answer, list) else [answer]
-            generated = sum(part.usage.completion_tokens for part in parts)
-            first = parts[0].usage
-            usage += Usage(first.prompt_tokens, first.cached_tokens, generated, first.truncated_tokens)
-            latencies += [part.latency for part in parts]
-        whole = Latency(
-            queue=min((latency.queue for latency in latencies), default=0.0),
-            first_token=min((latency.first_token for latency in latencies), default=0.0),
-            total=total,
-            compute=sum(latency.compute for latency in latencies),
-        )
-        return cls(usage, Seconds.of(whole))
-
-
 class Call:
-    """One call. `async with` it; within, `ask` or `stream` the model.
+    """One call: `resolve` what answers it, `ask` or `stream` the model, `close` it.
 
     Attributes:
         id: unique; the answer's id and the ledger line's.
@@ -77,7 +45,7 @@ class Call:
         self.created = int(time.time())
         self._served: Served | None = None
         self._local_seconds = 0.0  # computed here instead of in the engine (floors, probes, parsing)
-        self._started = time.perf_counter()
+        self._started = self._answered = time.perf_counter()
         self._handles: list[Handle] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -103,7 +71,9 @@ class Call:
 
         async def one(request: Request) -> Answer:
             async with window:
-                return await _result(await self._submit(request))
+                answer = await _result(await self._submit(request))
+            self._answered = time.perf_counter()
+            return answer
 
         tasks = [asyncio.ensure_future(one(request)) for request in requests]
         try:
@@ -140,6 +110,7 @@ class Call:
                 raise item
             if item is None:
                 left -= 1
+                self._answered = time.perf_counter()
                 continue
             if item.completion:
                 _check_complete([item.completion])
@@ -156,8 +127,7 @@ class Call:
             if handle.done():
                 with contextlib.suppress(Exception):  # it failed, and its caller was told
                     answers.append(handle.result(0))
-        spent = Spent.of(answers, time.perf_counter() - self._started)
-        return Spent(spent.usage, spent.seconds + Seconds(compute=self._local_seconds))
+        return Spent.of(answers, self._answered - self._started, self._local_seconds)
 
     async def close(self, status: str) -> None:
         """Frees the engine, writes the ledger line, gives up the place among the calls under way; `status` is how
@@ -172,6 +142,8 @@ class Call:
             self._closed = True
         try:
             await self._release()
+            if status != "success":
+                self._answered = time.perf_counter()
             spent = self.spent()
             self.service.metrics.ended(self, status, spent)
             if self._handles or self._local_seconds:
@@ -217,49 +189,12 @@ class Call:
         return handle
 
     def _timed(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        started = time.perf_counter()
+        started = time.thread_time()  # what waits for the engine's thread costs nothing
         try:
             return work(*arguments)
         finally:
-            self._local_seconds += time.perf_counter() - started
-
-
-class LedgerWriter:
-    """Writes lines from one thread, all that wait in one transaction; a line awaited is a line on disk."""
-
-    def __init__(self, ledger: Any) -> None:
-        self._ledger = ledger
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pando-ledger")
-        self._waiting: list[tuple[Line, asyncio.Future[None]]] = []
-
-    async def write(self, line: Line) -> None:
-        """Returns when the line is on disk; raises PandoError if it cannot be."""
-        loop = asyncio.get_running_loop()
-        written: asyncio.Future[None] = loop.create_future()
-        self._waiting.append((line, written))
-        if len(self._waiting) == 1:
-            loop.call_soon(self._flush, loop)
-        await asyncio.shield(written)
-
-    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
-        batch, self._waiting = self._waiting, []
-        work = loop.run_in_executor(self._thread, self._ledger.write, [line for line, _ in batch])
-        work.add_done_callback(functools.partial(_settle, [written for _, written in batch]))
-
-    def close(self) -> None:
-        """Waits for what is being written."""
-        self._thread.shutdown()
-
-
-def _settle(futures: Sequence[asyncio.Future[None]], work: asyncio.Future[None]) -> None:
-    error = work.exception()
-    for future in futures:
-        if future.done():
-            continue
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(error)
+            self._local_seconds += time.thread_time() - started
+            self._answered = time.perf_counter()
 
 
 async def _result(handle: Handle) -> Answer:

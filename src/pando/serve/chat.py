@@ -42,10 +42,8 @@ async def _with_base(call: Call, body: ChatBody) -> dict[str, Any] | AsyncGenera
         return _base_events(call, body, await call.stream([request]))
     (completions,) = await call.ask([request])
     assert isinstance(completions, list)
-    return _head(call, body) | {
-        "choices": [_base_choice(call, completion) for completion in completions],
-        "usage": usage(call.spent().usage),
-    }
+    choices = await call.service.in_thread(lambda: [_base_choice(call, completion) for completion in completions])
+    return _head(call, body) | {"choices": choices, "usage": usage(call.spent().usage)}
 
 
 def _base_choice(call: Call, completion: Completion) -> dict[str, Any]:

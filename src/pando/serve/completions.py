@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from pando.interface import Completion, GenerateRequest, LanguageModel
+from pando.interface import Answer, Completion, GenerateRequest, LanguageModel
 from pando.serve.calls import Call
 from pando.serve.errors import ApiError
 from pando.serve.respond import respond
@@ -30,12 +30,8 @@ async def completions(body: CompletionBody, request: Request) -> Response:
         if body.stream:
             return _events(call, body, await call.stream(requests))
         answers = await call.ask(requests)
-        choices = []
-        for prompt, found in zip(body.prompts, answers, strict=True):
-            assert isinstance(found, list)
-            choices += [_choice(call, body, prompt, completion) for completion in found]
-        for index, choice in enumerate(choices):
-            choice["index"] = index
+        # thousands of tokens take a while to spell
+        choices = await call.service.in_thread(_choices, call, body, answers)
         return _head(call, body) | {"choices": choices, "usage": usage(call.spent().usage)}
 
     return respond(request, body.model, "cmpl", answering)
@@ -56,6 +52,14 @@ def _requests(call: Call, body: CompletionBody) -> list[GenerateRequest]:
     return [body.generate(limit, prompt=prompt, **more) for prompt in body.prompts]
 
 
+def _choices(call: Call, body: CompletionBody, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    choices: list[dict[str, Any]] = []
+    for prompt, completions in zip(body.prompts, answers, strict=True):
+        assert isinstance(completions, list)
+        choices += [_choice(call, body, prompt, completion) for completion in completions]
+    return [choice | {"index": index} for index, choice in enumerate(choices)]
+
+
 def _choice(call: Call, body: CompletionBody, prompt: str | list[int], completion: Completion) -> dict[str, Any]:
     model = call.served.model
     before = _echoed(model, prompt, completion.prompt_tokens) if body.echo else ""
@@ -67,7 +71,6 @@ def _choice(call: Call, body: CompletionBody, prompt: str | list[int], completio
         logprobs = CompletionLogprobs(model).add(entries)
     return {
         "text": before + completion.text,
-        "index": 0,
         "logprobs": logprobs,
         "finish_reason": completion.finish_reason,
     }

@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 
 if TYPE_CHECKING:
-    from pando.serve.calls import Call, Spent
+    from pando.serve.accounts import Spent
+    from pando.serve.calls import Call
     from pando.serve.service import Service
 
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -39,7 +40,8 @@ class Metrics:
         def histogram(name: str, about: str, buckets: tuple[float, ...] = _LONG) -> Histogram:
             return Histogram(f"pando_{name}", about, ["skin"], buckets=buckets, registry=self._registry)
 
-        self._success = counter("request_success", "Calls that ended, by how they did.", "finished_reason")
+        self._success = counter("request_success", "Calls that were answered.", "finished_reason")
+        self._failure = counter("request_failure", "Calls that were taken and not answered.", "status")
         self._prompt = counter("prompt_tokens", "Prompt tokens, reused ones included.")
         self._cached = counter("cached_tokens", "Prompt tokens whose computation was reused.")
         self._generated = counter("generation_tokens", "Tokens generated or scored.")
@@ -57,7 +59,10 @@ class Metrics:
         """Counts a call that was taken."""
         skin = call.name
         usage, seconds = spent.usage, spent.seconds
-        self._success.labels(skin, status).inc()
+        if status == "success":
+            self._success.labels(skin, spent.finish_reason).inc()
+        else:
+            self._failure.labels(skin, status).inc()
         self._prompt.labels(skin).inc(usage.prompt_tokens)
         self._cached.labels(skin).inc(usage.cached_tokens)
         self._generated.labels(skin).inc(usage.completion_tokens)

@@ -4,6 +4,7 @@ served from the next request on, and one that was added is found without a resta
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,12 +90,8 @@ class Registry:
         """
         if name == self._base.name:
             return self._base
-        with self._lock:
-            known = next((folder for folder, (_, skin) in self._skins.items() if skin.name == name), None)
-            if known and (known / _CARD).exists():
-                self._skins[known] = self._fresh(known)
-                if self._skins[known][1].name == name:
-                    return self._skins[known][1]
+        if (known := self._known(name)) is not None:
+            return known
         found = {skin.name: skin for skin in self.served()}
         if name not in found:
             names = ", ".join(found)
@@ -103,14 +100,36 @@ class Registry:
             )
         return found[name]
 
+    def _known(self, name: str) -> Served | None:
+        """A skin that was served under this name, as it is on disk now; None if it is no longer there."""
+        with self._lock:
+            folder = next((folder for folder, (_, skin) in self._skins.items() if skin.name == name), None)
+            if folder is None:
+                return None
+            try:
+                self._skins[folder] = _, skin = self._fresh(folder)
+            except SkinError:
+                if (folder / _CARD).exists():
+                    raise
+                return None
+            return skin if skin.name == name else None
+
     def _fresh(self, folder: Path) -> tuple[tuple[int, ...], Served]:
-        card = (folder / _CARD).stat()
-        stamp = (card.st_mtime_ns, card.st_size, card.st_ino)
-        known = self._skins.get(folder)
-        if known and known[0] == stamp:
-            return known
-        skin = load_skin(folder, model=self.model)
-        return stamp, Served(skin.name, self.model, skin.version, skin, folder, int(card.st_mtime))
+        """The skin in a folder and the stamp of its files, read again only if that changed."""
+        for pause in (0.0, 0.02, 0.1):  # one that is being replaced is away for an instant
+            time.sleep(pause)
+            try:
+                card = (folder / _CARD).stat()
+                stamp = (card.st_mtime_ns, card.st_size, card.st_ino)
+                known = self._skins.get(folder)
+                if known and known[0] == stamp:
+                    return known
+                skin = load_skin(folder, model=self.model)
+            except (FileNotFoundError, SkinError) as found:
+                error = found
+            else:
+                return stamp, Served(skin.name, self.model, skin.version, skin, folder, int(card.st_mtime))
+        raise error if isinstance(error, SkinError) else SkinError(f"the skin in {folder} is gone")
 
 
 def find_skins(folder: Path) -> list[Path]:

@@ -55,8 +55,9 @@ class _CallResponse(Response):
                 await call.resolve(self._name)
                 answer = await self._answering(call)
                 if isinstance(answer, dict):
+                    body = await call.service.in_thread(to_json, answer)
                     await call.close("success")
-                    await self._send(send, to_json(answer), "application/json")
+                    await self._send(send, body, "application/json")
                 else:
                     await self._stream(send, answer)
                     await call.close("success")

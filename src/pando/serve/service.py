@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
 from pando.ledger import Ledger
-from pando.serve.calls import Call, LedgerWriter
+from pando.serve.accounts import LedgerWriter
+from pando.serve.calls import Call
 from pando.serve.errors import ApiError
 from pando.serve.metrics import Metrics
 from pando.serve.registry import Registry
