@@ -14,19 +14,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from pando.adapt.rungs.common import draft
+from pando.adapt.rungs.tokens import call_tokens
 from pando.errors import DataError
 from pando.files import atomic_dir, atomic_write
 from pando.interface import Capabilities
 from pando.skin import Skin
-from pando.skin.parts import Decoding, Prompt, Scoring
-from pando.skin.render import answer_text, training_example
+from pando.skin.parts import Scoring
+from pando.skin.render import training_example
 from pando.task.file import Task
 from pando.task.rows import Example
 
 if TYPE_CHECKING:
     import torch
-    from pando.adapt.lab import Lab
 
+    from pando.adapt.lab import Lab
     from pando.engine import Engine
     from pando.model.tokenizer import Tokenizer
     from pando.model.transformer import Transformer
@@ -55,24 +57,30 @@ class Lora:
             return "this model's weights cannot be trained here"
         return None
 
+    def cost(self, task: Task, lab: Lab) -> float:
+        """Tokens forwarded: a step is worth three passes, and each checkpoint scores the select rows."""
+        trained = 3 * BATCH * planned_steps(len(lab.train)) * (1 + (len(RACE) - 1) * RACE_SHARE)
+        return call_tokens(task, lab, 0) * (trained + CHECKPOINTS * len(lab.select))
+
     def propose(self, task: Task, lab: Lab) -> list[Skin]:
         """One skin: the adapter of the best checkpoint.
 
         Raises:
             DataError: too few rows fit the base's context.
         """
-        draft = _draft(task, lab)
+        # Summed log-probabilities, the end of the turn included: what the training loss is made of.
+        bare = draft(task, lab, self.name, scoring=Scoring(per_token=False, end=True))
         engine = cast("Engine", lab.model)
-        rows = _tokenised(draft, lab.train, engine)
+        rows = _tokenised(bare, lab.train, engine)
         if len(rows) < MIN_ROWS:
             raise DataError(f"only {len(rows)} training rows fit the base's {engine.context_length} tokens of context")
         folder = lab.workdir(self.name)
         model = _training_model(engine, folder)
-        held_out = _tokenised(draft, lab.select[:RACE_ROWS], engine)
+        held_out = _tokenised(bare, lab.select[:RACE_ROWS], engine)
         steps = planned_steps(len(rows))
         with lab.progress(steps + (len(RACE) - 1) * _race_steps(steps), "lora: training") as advance:
             trainer = _race(model, rows, held_out, steps, task.seed, advance)
-            return [_train(trainer, draft, lab, engine, folder, advance)]
+            return [_train(trainer, bare, lab, engine, folder, advance)]
 
 
 def planned_steps(rows: int) -> int:
@@ -85,36 +93,14 @@ def _race_steps(steps: int) -> int:
     return max(1, round(RACE_SHARE * steps))
 
 
-def _draft(task: Task, lab: Lab) -> Skin:
-    """The skin without its adapter: the bare instruction, no demonstrations, no list of labels."""
-    classify = task.kind == "classify"
-    return Skin(
-        name=task.name,
-        kind=task.kind,
-        rung="lora",
-        method="score" if classify else "generate",
-        prompt=Prompt(task.instruction, tuple(task.fields.input)),
-        base=lab.model.identity,
-        labels=tuple(lab.labels) if classify else (),
-        grammar=task.fields.json_schema,
-        scoring=Scoring(per_token=False, end=True),
-        decoding=Decoding() if classify else Decoding(max_tokens=_longest_answer(lab)),
-    )
-
-
-def _longest_answer(lab: Lab) -> int:
-    lengths = [lab.model.count_tokens(answer_text(e.output)) for e in lab.train if e.output is not None]
-    return max(lengths) + 16
-
-
-def _tokenised(draft: Skin, examples: Sequence[Example], engine: Engine) -> list[SupervisedExample]:
+def _tokenised(bare: Skin, examples: Sequence[Example], engine: Engine) -> list[SupervisedExample]:
     """Rows as token ids, made by the very calls that make requests; rows beyond the context are left out."""
     from pando.train.supervised import SupervisedExample
 
     tokenizer: Tokenizer = engine.base.tokenizer
     rows = []
     for example in examples:
-        prompt, answer = training_example(draft, example, engine)
+        prompt, answer = training_example(bare, example, engine)
         ids = tokenizer.encode(prompt)
         (answer_ids,) = tokenizer.encode_continuations(prompt, ids, [answer])
         if len(ids) + len(answer_ids) <= engine.context_length:
@@ -164,7 +150,7 @@ def _race(
 
 def _train(
     trainer: LoraTrainer,
-    draft: Skin,
+    bare: Skin,
     lab: Lab,
     engine: Engine,
     folder: Path,
@@ -178,7 +164,7 @@ def _train(
         goal = round(total * checkpoint / CHECKPOINTS)
         for _ in trainer.train(goal - trainer.step):
             advance(1)
-        skin = _checkpoint(trainer, draft, engine, folder / f"step-{trainer.step}")
+        skin = _checkpoint(trainer, bare, engine, folder / f"step-{trainer.step}")
         quality = lab.evaluate(skin).quality
         if best is None or quality > best[0]:
             best, waited = (quality, skin), 0
@@ -190,9 +176,9 @@ def _train(
     return best[1]
 
 
-def _checkpoint(trainer: LoraTrainer, draft: Skin, engine: Engine, folder: Path) -> Skin:
+def _checkpoint(trainer: LoraTrainer, bare: Skin, engine: Engine, folder: Path) -> Skin:
     from pando.model.lora import save_peft
 
     with atomic_dir(folder) as scratch:
         save_peft(scratch, engine.module, trainer.adapter.config, trainer.adapter.tensors(), engine.identity.name)
-    return replace(draft, adapter=folder)
+    return replace(bare, adapter=folder)
