@@ -65,7 +65,7 @@ class FakeModel:
         self.hints = {answer: tuple(words) for answer, words in (hints or {}).items()}
         self.identity = Identity(name, f"sha256:{hashlib.sha256(name.encode()).hexdigest()}", f"fake:{name}")
         self.capabilities = capabilities or Capabilities(
-            score=True, features=True, embed=True, adapters=True, grammar=True, chat=True
+            score=True, features=True, embed=True, adapters=True, grammar=True, chat=True, layers=LAYERS
         )
         self.context_length = context_length
         self.dtype = dtype

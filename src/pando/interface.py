@@ -222,7 +222,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a model can do. Callers ask this, never the class."""
+    """What a model can do. Callers ask this, never the class. `layers`: how many there are to read features from."""
 
     generate: bool = True
     score: bool = False
@@ -232,6 +232,7 @@ class Capabilities:
     grammar: bool = False
     chat: bool = False
     train: bool = False
+    layers: int = 0
 
 
 Request = GenerateRequest | ScoreRequest | FeatureRequest

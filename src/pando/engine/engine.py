@@ -171,6 +171,7 @@ class Engine:
             grammar=True,
             chat=self.base.tokenizer.has_template,
             train=self._dtype != "int8",
+            layers=len(self.base.config.layers),
         )
 
     @property

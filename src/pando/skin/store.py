@@ -10,6 +10,7 @@ adapter_config.json, adapter_model.safetensors    a PEFT adapter
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -36,6 +37,7 @@ WEIGHTS = "weights.safetensors"
 VOCABULARY = "vocabulary.json"
 ROWS = "rows.jsonl"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+_BREAKS = re.compile("[\r\x85\u2028\u2029]")
 _SECTIONS: dict[str, Any] = {"prompt": Prompt, "scoring": Scoring, "decoding": Decoding, "reading": Reading}
 _PLAIN = ("name", "kind", "rung", "method", "labels", "grammar", "baseline", "constant", "abstain", "card")
 
@@ -47,8 +49,6 @@ def save(skin: Skin, folder: Path) -> Skin:
         PandoError: it cannot be written.
         SkinError: the adapter's files are gone.
     """
-    import yaml
-
     record, files = described(skin)
     adapter = {name: skin.adapter / name for name in ADAPTER} if skin.adapter else {}
     for path in adapter.values():
@@ -61,10 +61,7 @@ def save(skin: Skin, folder: Path) -> Skin:
             (new / name).write_bytes(data)
         for name, path in adapter.items():
             shutil.copyfile(path, new / name)
-        text = yaml.safe_dump(
-            {"format_version": FORMAT_VERSION, **record, "files": hashes},
-            sort_keys=False, allow_unicode=True, width=120,
-        )  # fmt: skip
+        text = _yaml({"format_version": FORMAT_VERSION, **record, "files": hashes})
         (new / CARD).write_text(text, encoding="utf-8")
     return replace(skin, adapter=folder) if skin.adapter else skin
 
@@ -127,8 +124,10 @@ def described(skin: Skin) -> tuple[dict[str, Any], dict[str, bytes]]:
         from safetensors.numpy import save as pack
 
         files[WEIGHTS] = pack({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-    empty: tuple[Any, ...] = (None, [], {})
-    return {name: value for name, value in record.items() if value not in empty}, files
+    absent = [name for name, value in record.items() if value in (None, [], {}) and name != "constant"]
+    if skin.constant is None:
+        absent.append("constant")
+    return {name: value for name, value in record.items() if name not in absent}, files
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -225,6 +224,21 @@ def _retrieval(
 
 def _section(kind: Any, values: Mapping[str, Any]) -> Any:
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _yaml(record: Mapping[str, Any]) -> str:
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        # PyYAML folds these breaks away unless the text is in double quotes
+        style = '"' if _BREAKS.search(value) else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    Dumper.add_representer(str, text)
+    return str(yaml.dump(record, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120))
 
 
 def _plain(value: Any) -> Any:

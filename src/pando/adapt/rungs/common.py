@@ -1,0 +1,98 @@
+"""What several rungs need: a skin to start from, retrieval, races on select rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pando.adapt.rungs.calibration import calibrate
+from pando.adapt.rungs.schema import infer_schema
+from pando.adapt.rungs.tokens import MANY_LABELS, SHORTLIST, answer_room
+from pando.skin import Skin
+from pando.skin.parts import Decoding, Demonstration, Prompt
+from pando.skin.retrieval import Retrieval
+from pando.skin.tfidf import TfIdf
+from pando.task.file import Task
+from pando.task.rows import Example
+
+if TYPE_CHECKING:
+    from pando.adapt.lab import Lab
+    from pando.adapt.scorer import Evaluation
+
+FIRST_HEAT = 32  # select rows of a race's first heat; each further one has twice as many and half the candidates
+
+Judge = Callable[[Skin, "Evaluation", Sequence[Example]], float]
+
+
+def draft(task: Task, lab: Lab, rung: str, **parts: Any) -> Skin:
+    """The task's bare skin for a rung: it scores labels, or writes answers, after the instruction alone.
+
+    Args:
+        parts: fields that differ.
+    """
+    bare: dict[str, Any] = {
+        "name": task.name,
+        "kind": task.kind,
+        "rung": rung,
+        "method": "score" if task.kind == "classify" else "generate",
+        "prompt": Prompt(task.instruction, tuple(task.fields.input)),
+        "base": lab.model.identity,
+        "labels": tuple(lab.labels),
+    } | parts
+    if bare["method"] == "generate":
+        bare["decoding"] = Decoding(max_tokens=answer_room(lab))
+        if task.kind == "extract":
+            bare["grammar"] = task.fields.json_schema or infer_schema([row.output for row in lab.train])
+    return Skin(**bare)
+
+
+def demonstration(row: Example) -> Demonstration:
+    """A training row as it is shown."""
+    assert row.output is not None
+    return Demonstration(row.inputs, row.output)
+
+
+def retrieval(lab: Lab, shots: int = 0) -> Retrieval | None:
+    """An index of the training rows, with the rows if `shots` of them are to be shown; None where there is nothing to
+    retrieve: neither demonstrations nor a shortlist of many labels.
+    """
+    shortlist = SHORTLIST if len(lab.labels) > MANY_LABELS else 0
+    if not shots and not shortlist:
+        return None
+    texts = [row.text for row in lab.train]
+    words = TfIdf.fit(texts)
+    index = {label: i for i, label in enumerate(lab.labels)}
+    return Retrieval(
+        words,
+        words(texts).astype(np.float32),
+        np.array([index[str(row.output)] for row in lab.train] if index else [], dtype=np.int32),
+        tuple(map(demonstration, lab.train)) if shots else None,
+        shots,
+        shortlist,
+    )
+
+
+def judge_of(task: Task) -> Judge:
+    """What a race is decided by: how likely calibrated true labels are (finer than counting hits), or the metric."""
+    if task.kind == "classify":
+        return lambda skin, found, rows: calibrate(skin, found, rows).likelihood
+    return lambda skin, found, rows: found.quality
+
+
+def race(lab: Lab, candidates: Sequence[Skin], judge: Judge) -> Skin:
+    """The best candidate, by successive halving (Karnin et al. 2013) over heats of 32, 64, ... select rows that each
+    hold the ones before; the last heat has all of them.
+    """
+    rows = sorted(lab.select, key=lambda row: row.id)
+    left, heat = list(candidates), FIRST_HEAT
+    while len(left) > 1:
+        if len(left) == 2 or heat > len(rows):
+            heat = len(rows)
+        part = rows[:heat]
+        worth = {id(skin): judge(skin, lab.evaluate(skin, part), part) for skin in left}
+        left.sort(key=lambda skin: -worth[id(skin)])
+        left = left[: 1 if heat == len(rows) else (len(left) + 1) // 2]
+        heat *= 2
+    return left[0]

@@ -1,0 +1,47 @@
+"""Zero-shot: the instruction alone. classify: labels are scored, per token and calibrated; extract: an answer is
+generated under the schema's grammar; generate: it is generated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pando.adapt.rungs.calibration import calibrate, content_free
+from pando.adapt.rungs.common import draft, retrieval
+from pando.adapt.rungs.tokens import MANY_LABELS, call_tokens
+from pando.interface import Capabilities
+from pando.skin import Skin
+from pando.task.file import Task
+
+if TYPE_CHECKING:
+    from pando.adapt.lab import Lab
+
+
+class Zero:
+    """See `Rung`."""
+
+    name = "zero"
+
+    def fits(self, task: Task, capabilities: Capabilities) -> str | None:
+        """Why it cannot be tried with this task and model, or None."""
+        if task.kind == "classify":
+            return None if capabilities.score else "this model gives no log-probabilities to score labels with"
+        return None if capabilities.generate else "this model does not generate"
+
+    def cost(self, task: Task, lab: Lab) -> float:
+        """Two prompts on select rows, one on as many more."""
+        return call_tokens(task, lab) * 3 * len(lab.select)
+
+    def propose(self, task: Task, lab: Lab) -> list[Skin]:
+        """classify: with the labels listed or not, whichever makes select rows' labels likelier."""
+        bare = draft(task, lab, self.name)
+        if task.kind != "classify":
+            return [bare]
+        bare = replace(bare, retrieval=retrieval(lab))
+        drafts = [bare]
+        if len(lab.labels) <= MANY_LABELS:
+            drafts.append(replace(bare, prompt=replace(bare.prompt, options=True)))
+        found = [calibrate(d, lab.evaluate(d), lab.select, content_free(d, lab)) for d in drafts]
+        order = sorted(range(len(drafts)), key=lambda i: -found[i].likelihood)
+        return [replace(drafts[i], scoring=found[i].scoring) for i in order]
