@@ -433,18 +433,30 @@ def make_skins(folder: Path, base: Any) -> list[Any]:
 
 
 @contextmanager
-def served(skins: Path) -> Iterator[str]:
-    """`pando serve` in a process of its own on a free port; yields its URL. It must end cleanly when told."""
-    command = [sys.executable, "-m", "pando", "serve", BASE, "--skins", str(skins), "--port", "0", "--max-queue", "24"]
+def serving(skins: Path, queue: int, *, clean: bool = True) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`pando serve` in a process of its own on a free port; yields it and its URL. If `clean`, it must end so."""
+    command = [
+        sys.executable,
+        "-m",
+        "pando",
+        "serve",
+        BASE,
+        "--skins",
+        str(skins),
+        "--port",
+        "0",
+        "--max-queue",
+        f"{queue}",
+    ]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PANDO_API_KEY": KEY})
     try:
         assert server.stdout
         line = server.stdout.readline()
         if not line:
             sys.exit(f"pando serve ended with {server.wait()}")
-        yield line.split()[-1]
+        yield server, line.split()[-1]
         server.terminate()
-        assert server.wait(30) == 0, "it did not end cleanly"
+        assert server.wait(90) == 0 or not clean, "it did not end cleanly"
     finally:
         server.kill()
         server.wait()
@@ -461,7 +473,7 @@ def main() -> int:
         model = pando.load(BASE)
         made = make_skins(Path(folder, "skins"), model.identity)
         failed, checks = [], [check for check in CHECKS if check.__name__ in parts or not parts]
-        with served(Path(folder, "skins")) as url:
+        with serving(Path(folder, "skins"), 24) as (_, url):
             bench = Bench(url, made, model)
             for check in checks:
                 begin = time.monotonic()

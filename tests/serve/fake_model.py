@@ -95,6 +95,7 @@ class FakeModel:
         self.broken = False
         self.fails_after: int | None = None  # tokens
         self.running = 0
+        self.busy_seconds = 0.5
         self.requests: list[Request] = []
         self._lock = threading.Lock()
 

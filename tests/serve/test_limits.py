@@ -166,6 +166,7 @@ def test_metrics_tell_what_was_spent_by_skin(server: Running) -> None:
         'pando_e2e_request_latency_seconds_count{skin="fake"} 1.0',
         "pando_num_requests_running 0.0",
         "pando_kv_cache_usage_perc 0.25",
+        "pando_engine_busy_seconds_total 0.5",
     ):
         assert line in text, line
 

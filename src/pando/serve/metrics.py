@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 if TYPE_CHECKING:
     from pando.serve.accounts import Spent
@@ -21,6 +21,8 @@ _LONG = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120
 @runtime_checkable
 class _Loaded(Protocol):
     """An engine that says how busy it is; an API of somebody else's does not."""
+
+    busy_seconds: float
 
     @property
     def load(self) -> dict[str, int]: ...
@@ -95,3 +97,4 @@ class Metrics:
         yield GaugeMetricFamily("pando_num_requests_waiting", "Sequences waiting for the engine.", load["waiting"])
         used = load["blocks_used"] / max(load["blocks"], 1)
         yield GaugeMetricFamily("pando_kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.", used)
+        yield CounterMetricFamily("pando_engine_busy_seconds", "Seconds that the engine computed.", model.busy_seconds)
