@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, normalizers
@@ -67,6 +67,7 @@ def streamed(tokenizer: Tokenizer, ids: list[int], step: int = 1) -> list[str]:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=80), st.integers(1, 5))
+@example("000" + "\x80" * 6 + "\U00010000" * 4 + "00", 1)  # a long stream whose last tokens begin inside a character
 def test_text_comes_back_whole_and_in_pieces(tokenizer: Tokenizer, pieces: Tokenizer, text: str, step: int) -> None:
     for one in (tokenizer, pieces):
         ids = one.encode(text)

@@ -196,7 +196,7 @@ def _post_processor(
     """The end tokens that are put around a text, as the file says."""
     ends = {"bos": adds_bos, "eos": bool(fields.get("tokenizer.ggml.add_eos_token", False))}
     for name in (name for name, added in ends.items() if added and name not in specials):
-        raise BaseModelError(f"tokenizer.ggml.add_{name}_token is set, but tokenizer.ggml.{name}_token_id is missing")
+        raise BaseModelError(f"a {name} token is to be added, but tokenizer.ggml.{name}_token_id is missing")
 
     def marker(name: str, sequence: int) -> list[dict[str, Any]]:
         return [{"SpecialToken": {"id": specials[name][1], "type_id": sequence}}] if ends[name] else []

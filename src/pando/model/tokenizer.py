@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pando.model.chat import ChatTemplate
 
 _SPECIALS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_WINDOW = 16  # tokens that a stream looks back
 _BROKEN = "\ufffd"  # what bytes that are not (yet) a character decode to
 
 
@@ -144,10 +145,11 @@ class Detokenizer:
         certain = len(text.rstrip(_BROKEN))
         piece = text[self._done : certain]
         self._done = max(self._done, certain)
-        if self._done == len(text) and len(self._ids) > 32:
-            # Only the last tokens can bear on what follows (an opening space that is dropped at the very start).
-            self._ids = self._ids[-16:]
-            self._done = len(self._tokenizer.decode(self._ids))
+        if self._done == len(text) and len(self._ids) > 2 * _WINDOW:
+            # Only the last tokens bear on what follows, if they can be read alone: do not begin inside a character.
+            tail = self._tokenizer.decode(self._ids[-_WINDOW:])
+            if text.endswith(tail):
+                self._ids, self._done = self._ids[-_WINDOW:], len(tail)
         return piece
 
     def finish(self) -> str:
