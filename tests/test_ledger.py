@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from pando.errors import FormatVersionError, PandoError
 from pando.interface import Identity, Latency, Usage
@@ -20,9 +26,40 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "a folder" / "ledger.sqlite"
 
 
-@pytest.fixture
-def ledger(file: Path) -> Ledger:
-    return Ledger(f"sqlite:///{file}")
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """URL of a PostgreSQL server of the test's own, reachable by a socket in its folder only."""
+    pytest.importorskip("psycopg", reason="no PostgreSQL driver here")
+    if not shutil.which("initdb"):
+        pytest.skip("no PostgreSQL server here")
+    folder = Path(tempfile.mkdtemp())
+    owner: dict[str, Any] = {}
+    if os.geteuid() == 0:  # it refuses to run as root
+        owner = {"user": "postgres"}
+        shutil.chown(folder, "postgres")
+    subprocess.run(["initdb", "-A", "trust", "-U", "postgres", "-D", folder / "data"], check=True, cwd="/", **owner)
+    command = ["postgres", "-D", folder / "data", "-k", folder, "-c", "listen_addresses="]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd="/", **owner)
+    assert server.stderr
+    for line in server.stderr:
+        if "ready to accept" in line:
+            break
+    yield f"postgresql+psycopg://postgres@/postgres?host={folder}"
+    server.terminate()
+    server.communicate()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def ledger(request: pytest.FixtureRequest) -> Iterator[Ledger]:
+    if request.param == "sqlite":
+        url = f"sqlite:///{request.getfixturevalue('file')}"
+    else:
+        url = request.getfixturevalue("postgres")
+        with sa.create_engine(url).begin() as connection:
+            connection.execute(sa.text("DROP TABLE IF EXISTS pando_ledger, pando_ledger_lines"))
+    with Ledger(url) as made:
+        yield made
 
 
 def test_a_line_keeps_everything(ledger: Ledger) -> None:
@@ -120,18 +157,20 @@ def test_many_lines_are_all_or_none(ledger: Ledger) -> None:
     assert ledger.lines() == []
 
 
-def test_another_process_adds_to_it(ledger: Ledger, file: Path) -> None:
+def test_another_process_adds_to_it(ledger: Ledger) -> None:
     code = "import sys; from pando.ledger import Ledger; Ledger(sys.argv[1]).record('build')"
-    subprocess.run([sys.executable, "-c", code, f"sqlite:///{file}"], check=True)
+    url = ledger._engine.url.render_as_string(hide_password=False)
+    subprocess.run([sys.executable, "-c", code, url], check=True)
     ledger.record("call")
     assert [line["kind"] for line in ledger.lines()] == ["build", "call"]
 
 
-def test_a_newer_ledger_is_refused_by_name(ledger: Ledger, file: Path) -> None:
-    with sqlite3.connect(file) as connection:
-        connection.execute("UPDATE pando_ledger SET format_version = ?", [FORMAT_VERSION + 1])
-    with pytest.raises(FormatVersionError, match=str(file)):
-        Ledger(f"sqlite:///{file}")
+def test_a_newer_ledger_is_refused_by_name(ledger: Ledger) -> None:
+    url = ledger._engine.url
+    with sa.create_engine(url).begin() as connection:
+        connection.execute(sa.text(f"UPDATE pando_ledger SET format_version = {FORMAT_VERSION + 1}"))
+    with pytest.raises(FormatVersionError, match=r"the ledger .*version 2"):
+        Ledger(url.render_as_string(hide_password=False))
 
 
 def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
@@ -141,7 +180,7 @@ def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
         Ledger(f"sqlite:///{file}")
 
 
-def test_a_locked_ledger_says_so(ledger: Ledger, file: Path) -> None:
+def test_a_locked_ledger_says_so(file: Path) -> None:
     short = Ledger(f"sqlite:///{file}", wait=0.1)
     holder = sqlite3.connect(file, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
@@ -149,6 +188,12 @@ def test_a_locked_ledger_says_so(ledger: Ledger, file: Path) -> None:
         short.record("call")
     holder.execute("ROLLBACK")
     short.record("call")
+
+
+def test_a_password_is_never_said() -> None:
+    with pytest.raises(PandoError) as refused:
+        Ledger("postgresql+psycopg://me:secret@127.0.0.1:1/none")
+    assert "secret" not in str(refused.value) and "127.0.0.1" in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,8 @@ class Ledger:
         lines = sa.select(_lines).order_by(_lines.c.at.desc(), _lines.c.id.desc()).limit(last).subquery()
         name: sa.ColumnElement[Any] = sa.func.coalesce(lines.c.skin, lines.c.base) if by == "skin" else lines.c[by]
         keys = [name.label(by)] + ([lines.c.skin_version] if by == "skin" else [])
-        sums = [sa.func.coalesce(sa.func.sum(lines.c[sum_]), 0).label(sum_) for sum_ in SUMS]
+        # PostgreSQL adds integers up to decimals
+        sums = [sa.cast(sa.func.sum(lines.c[column]), lines.c[column].type).label(column) for column in SUMS]
         groups = [name] + ([lines.c.skin_version] if by == "skin" else [])
         order = name if by == "day" else sa.func.sum(lines.c.usd).desc()
         return self._read(sa.select(*keys, sa.func.count().label("lines"), *sums).group_by(*groups).order_by(order))
