@@ -124,6 +124,8 @@ def test_gguf_is_converted_once_into_the_cache(tmp_path: Path, home: Path, hashe
     assert identity.revision == content_hash(path)
     hashed.clear()
     assert open_base(str(path)).identity == identity and hashed == []
+    (base.folder / "model.safetensors").write_bytes(b"")
+    assert open_base(path).module()  # a broken cache is made anew
     moved = path.rename(tmp_path / "moved.gguf")
     assert open_base(moved).identity.hash == identity.hash
     assert len(list((home / "cache" / "gguf").glob("*/pando.json"))) == 1

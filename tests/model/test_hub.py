@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -147,3 +148,14 @@ def test_what_cannot_be_had_is_one_line_and_leaves_nothing(
         pulling(hub, revision)
     assert pulled_bases() == []
     assert not (home / "bases").exists() or all(path.name.endswith(".lock") for path in (home / "bases").iterdir())
+
+
+def test_ctrl_c_ends_a_download_at_once(large: Hub, home: Path) -> None:
+    large.cut = {"model.safetensors": 25_000_000}
+    with started(large, home) as process:
+        assert large.held.wait(60)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "pando: stopped"
+    assert pulled_bases() == []

@@ -151,9 +151,9 @@ def _version(distribution: str) -> str | None:
 
 
 def _extras() -> dict[str, list[str]]:
-    """Extra -> its packages that are not installed."""
+    """Extra -> its packages that are not installed. Nothing where Pando itself is not installed but run in place."""
     found: dict[str, list[str]] = {}
-    for line in importlib.metadata.requires("pando-fm") or ():
+    for line in importlib.metadata.requires("pando-fm") or () if _version("pando-fm") else ():
         match = re.fullmatch(r"([\w.-]+).*extra == ['\"]([\w-]+)['\"].*", line)
         if match and match[2] not in _FOR_DEVELOPERS:
             found.setdefault(match[2], []).extend([match[1]] if _version(match[1]) is None else [])

@@ -136,7 +136,9 @@ def _open_gguf(path: Path) -> BaseModel:
     digest = remembered(cache, path.parent, [path.name], path.stem).files[path.name].sha256
     folder = cache / "gguf" / digest.removeprefix("sha256:")[:32]
     with locked(folder):
-        if not (folder / NAME).exists():
+        try:
+            return _open_ours(folder)
+        except BaseModelError:  # not converted yet, or the cache is broken
             with atomic_dir(folder) as new:
                 write_gguf_base(path, new, path.stem, str(path), digest)
     return _open_ours(folder)
