@@ -172,3 +172,30 @@ def test_multipliers_of_yarn_become_its_attention_factor() -> None:
     shape = read_config(LLAMA | {"rope_scaling": scaling | {"mscale": 1.0, "mscale_all_dim": 0.5}})
     expected = (0.1 * math.log(40) + 1) / (0.05 * math.log(40) + 1)
     assert shape.layers[0].attention.rope.scaling.attention_factor == pytest.approx(expected)
+
+
+def published(d_model: int, hidden: int, layers: int, heads: int, kv_heads: int, vocab: int, **more) -> dict:
+    """A config.json as these models' pages show it, with what they carry besides."""
+    shape = {"hidden_size": d_model, "intermediate_size": hidden, "num_hidden_layers": layers, "vocab_size": vocab}
+    shape |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "hidden_act": "silu"}
+    noise = {"architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": [2, 3], "torch_dtype": "float16"}
+    noise |= {"transformers_version": "4.42.3", "use_cache": True, "pretraining_tp": 1, "_name_or_path": "x"}
+    return {"model_type": "llama", **shape, **noise, **more}
+
+
+LLAMA31 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA31 |= {"original_max_position_embeddings": 8192}
+
+
+@pytest.mark.parametrize(
+    ("hf", "parameters"),
+    [
+        (published(576, 1536, 30, 9, 3, 49152, tie_word_embeddings=True, rope_interleaved=False), 134_515_008),
+        (published(4096, 11008, 32, 32, 32, 32000, rope_scaling=None), 6_738_415_616),
+        (published(4096, 14336, 32, 32, 8, 128256, rope_theta=5e5, rope_scaling=LLAMA31), 8_030_261_248),
+        (published(2048, 5504, 24, 16, 16, 32256, rope_scaling={"type": "linear", "factor": 4.0}), 1_346_471_936),
+    ],
+    ids=["SmolLM2-135M", "Llama-2-7B", "Llama-3.1-8B", "DeepSeek-Coder-1.3B"],
+)
+def test_published_configs_are_read(hf: dict, parameters: int) -> None:
+    assert read_config(hf).parameters == parameters
