@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,10 +35,15 @@ class Running:
         app = create_app(self.service, keys=keys)
         config = uvicorn.Config(app, log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve(sockets=[listening])))
+        self.loop: asyncio.AbstractEventLoop
+        self._thread = threading.Thread(target=asyncio.run, args=[self._serve(listening)])
         self._thread.start()
         self.http = httpx.Client(base_url=self.url, timeout=30, headers={"Authorization": f"Bearer {(*keys, '-')[0]}"})
         self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key=(*keys, "-")[0], max_retries=0, timeout=30)
+
+    async def _serve(self, listening: socket.socket) -> None:
+        self.loop = asyncio.get_running_loop()
+        await self._server.serve(sockets=[listening])
 
     def post(self, route: str, **body: Any) -> httpx.Response:
         return self.http.post(f"/v1/{route}", json={"model": self.model.identity.name, **body})

@@ -112,6 +112,12 @@ def test_every_field_reaches_the_model(server: Running) -> None:
         assert getattr(request, name) == sent[name], name
 
 
+def test_an_answer_has_room_unless_told_otherwise(server: Running) -> None:
+    server.post("chat/completions", messages=ASK)
+    server.post("chat/completions", messages=ASK, truncate="left")
+    assert [request.max_tokens for request in server.model.requests] == [256, 128]
+
+
 def test_errors_through_the_client(server: Running) -> None:
     with pytest.raises(openai.NotFoundError) as unknown:
         server.openai.chat.completions.create(model="gpt-4", messages=ASK)

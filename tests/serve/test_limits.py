@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import socket
 import threading
 import time
@@ -12,7 +14,7 @@ import openai
 import pytest
 
 from pando.errors import PandoError
-from pando.serve import security
+from pando.serve import respond, security
 from pando.serve.security import check_address, key_name
 from tests.serve.conftest import Running
 from tests.serve.fake_model import FakeModel
@@ -148,6 +150,42 @@ def test_loading_and_draining_are_503(server: Running) -> None:
             )
         assert server.http.get("/health").status_code == server.http.get("/metrics").status_code == 200
     server.service.status = "ready"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_what_does_not_end_in_time_is_cut_off_and_told_so(server: Running, model: FakeModel, stream: bool) -> None:
+    model.seconds_per_token = 0.05
+    answers: list[httpx.Response] = []
+    sent = {"prompt": "x", "max_tokens": 200, "ignore_eos": True, "stream": stream}
+    asking = threading.Thread(target=lambda: answers.append(server.post("completions", **sent)))
+    asking.start()
+    until(lambda: model.running == 1)
+    time.sleep(0.2)
+    drained = asyncio.run_coroutine_threadsafe(server.service.drain(0.2), server.loop)
+    assert drained.result(10) is False
+    asking.join()
+    text = answers[0].text.strip().split("\n\n")[-1].removeprefix("data: ")
+    assert json.loads(text)["error"]["code"] == "server_stopping"
+    assert answers[0].status_code == (200 if stream else 503)
+    (line,) = server.ledger.lines()
+    assert line["detail"]["status"] == "cut off" and 0 < line["completion_tokens"] < 200
+    assert model.running == 0
+
+
+def test_a_caller_that_does_not_read_is_given_up(
+    server: Running, model: FakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(respond, "SEND_SECONDS", 0.3)
+    monkeypatch.setattr(FakeModel, "context_length", 1_000_000)
+    host, port = server.url.removeprefix("http://").split(":")
+    body = json.dumps({"model": "fake", "prompt": "x", "max_tokens": 20_000, "stream": True, "ignore_eos": True})
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((host, int(port)))
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        until(lambda: len(server.ledger.lines()) == 1, 30.0)
+    assert server.ledger.lines()[0]["detail"]["status"] == "cancelled" and server.service.under_way == 0
 
 
 def test_metrics_tell_what_was_spent_by_skin(server: Running) -> None:

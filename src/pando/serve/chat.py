@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from pando.interface import Completion
+from pando.interface import Completion, LanguageModel
 from pando.serve.calls import Call
 from pando.serve.completions import check_limit
 from pando.serve.errors import ApiError
@@ -35,7 +35,7 @@ async def chat(body: ChatBody, request: Request) -> Response:
 async def _with_base(call: Call, body: ChatBody) -> dict[str, Any] | AsyncGenerator[dict[str, Any]]:
     model = call.served.model
     param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    limit = model.context_length if body.limit is None else check_limit(model, body.limit, param)
+    limit = check_limit(model, _room(body, model) if body.limit is None else body.limit, param)
     messages = [message.message() for message in body.messages]
     request = body.generate(limit, messages=messages, logprobs=body.top_logprobs if body.logprobs else None)
     if body.stream:
@@ -44,6 +44,11 @@ async def _with_base(call: Call, body: ChatBody) -> dict[str, Any] | AsyncGenera
     assert isinstance(completions, list)
     choices = await call.service.in_thread(lambda: [_base_choice(call, completion) for completion in completions])
     return _head(call, body) | {"choices": choices, "usage": usage(call.spent().usage)}
+
+
+def _room(body: ChatBody, model: LanguageModel) -> int:
+    """Tokens of an answer that may be as long as it likes; a chat that is cut to fit must leave it some room."""
+    return model.context_length if body.truncate == "error" else model.context_length // 2
 
 
 def _base_choice(call: Call, completion: Completion) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from pando.serve.errors import as_api_error, to_json
 from pando.serve.security import scope_key
 from pando.serve.service import Service
 
+SEND_SECONDS = 60.0  # a caller that takes nothing for so long has left
+
 # What a route makes of a call: the answer's JSON, or an iterator over the JSON of its events.
 Answering = Callable[[Call], Awaitable[dict[str, Any] | AsyncIterator[dict[str, Any]]]]
 
@@ -25,6 +27,10 @@ def respond(request: Request, name: str, prefix: str, answering: Answering) -> R
     service: Service = request.app.state.service
     call = Call(service, request.url.path, prefix, scope_key(request.scope))
     return _CallResponse(call, name, answering)
+
+
+class _Left(Exception):
+    """The caller does not read any more."""
 
 
 class _CallResponse(Response):
@@ -62,12 +68,14 @@ class _CallResponse(Response):
                     await self._stream(send, answer)
                     await call.close("success")
                     await self._event(send, b"[DONE]", last=True)
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, _Left):
                 status = "cancelled"
                 raise
             finally:
                 # a call that is being cancelled must still free the engine and be accounted for
                 await asyncio.shield(call.close(status))
+        except _Left:
+            pass
         except Exception as error:
             await self._fail(send, error)
 
@@ -79,7 +87,11 @@ class _CallResponse(Response):
     async def _event(self, send: Send, data: bytes, last: bool = False) -> None:
         if not self._started:
             await self._start(send, 200, "text/event-stream; charset=utf-8", {"Cache-Control": "no-cache"})
-        await send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": not last})
+        try:
+            async with asyncio.timeout(SEND_SECONDS):
+                await send({"type": "http.response.body", "body": b"data: " + data + b"\n\n", "more_body": not last})
+        except TimeoutError:
+            raise _Left from None
 
     async def _send(self, send: Send, body: bytes, media: str, status: int = 200, **headers: str) -> None:
         await self._start(send, status, media, {"Content-Length": str(len(body)), **headers})
@@ -93,12 +105,12 @@ class _CallResponse(Response):
 
     async def _fail(self, send: Send, error: Exception) -> None:
         told = as_api_error(error)
-        if self._started:
-            await self._event(send, to_json(told.body()), last=True)
-        else:
-            await self._send(
-                send, to_json(told.body()), "application/json", told.status_code, **dict(told.headers or {})
-            )
+        body = to_json(told.body())
+        if not self._started:
+            await self._send(send, body, "application/json", told.status_code, **dict(told.headers or {}))
+            return
+        with contextlib.suppress(_Left):
+            await self._event(send, body, last=True)
 
 
 async def _left(receive: Receive) -> None:
