@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,19 +76,26 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
 
 
 def append_line(path: str | Path, text: str) -> None:
-    """Appends one line, safe on disk when this returns. A torn last line that a killed process left is cut off first.
+    """`append_lines` of one line."""
+    append_lines(path, [text])
+
+
+def append_lines(path: str | Path, texts: Sequence[str]) -> None:
+    """Appends lines, safe on disk when this returns; killed midway it leaves the first of them and perhaps a torn one.
+
+    A torn last line that a killed process left is cut off first.
 
     Raises:
-        ValueError: `text` holds a line break.
+        ValueError: a text holds a line break.
         PandoError: the file cannot be written.
     """
-    if "\n" in text:
-        raise ValueError("one line, without a line break")
+    if any("\n" in text for text in texts):
+        raise ValueError("lines, without line breaks")
     path = Path(path)
     try:
         with path.open("a+b") as file:
             _cut_torn_line(file.fileno())
-            file.write(text.encode() + b"\n")
+            file.write("".join(f"{text}\n" for text in texts).encode())
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

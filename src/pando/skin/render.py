@@ -2,24 +2,31 @@
 
 The chat has one user turn: instruction, labels (where they are listed), and the input last, so that what all inputs
 share comes first and is computed once. Demonstrations are earlier turns of the same chat. A system turn appears only
-as the base's template inserts it; a base without a template has the plain form of `LanguageModel.render_chat`.
+as the base's template inserts it; a base without a template has the plain form of `render_chat`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from weakref import WeakKeyDictionary
 
-from pando.interface import LanguageModel, Message
+from pando.interface import Message
 from pando.skin.parts import Demonstration
 from pando.task.rows import Output, one_text
 
 if TYPE_CHECKING:
     from pando.skin.skin import Input, Skin
 
-_replies: WeakKeyDictionary[LanguageModel, tuple[str, str]] = WeakKeyDictionary()
+
+class Renderer(Protocol):
+    """What rendering needs of a model; its tokenizer alone will do."""
+
+    def render_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str: ...
+
+
+_replies: WeakKeyDictionary[Renderer, tuple[str, str]] = WeakKeyDictionary()
 
 
 def render(skin: Skin, inputs: Mapping[str, str]) -> list[Message]:
@@ -36,7 +43,7 @@ def render(skin: Skin, inputs: Mapping[str, str]) -> list[Message]:
     return turns
 
 
-def context(skin: Skin, model: LanguageModel, inputs: Mapping[str, str]) -> str:
+def context(skin: Skin, model: Renderer, inputs: Mapping[str, str]) -> str:
     """`render` as text, by the base's own template, up to where its answer begins."""
     return model.render_chat(render(skin, inputs), add_generation_prompt=True)
 
@@ -46,13 +53,13 @@ def answer_text(output: Output) -> str:
     return output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
 
 
-def reply(model: LanguageModel, text: str, *, end: bool) -> str:
+def reply(model: Renderer, text: str, *, end: bool) -> str:
     """What follows a context when the base answers `text`, up to the end of its turn if `end`."""
     lead, tail = _reply(model)
     return lead + text + (tail if end else "")
 
 
-def training_example(skin: Skin, example: Input, model: LanguageModel) -> tuple[str, str]:
+def training_example(skin: Skin, example: Input, model: Renderer) -> tuple[str, str]:
     """A labelled row for training: the very context of its requests, and the answer with the end of the turn."""
     from pando.task.rows import Example
 
@@ -66,7 +73,7 @@ def _head(skin: Skin) -> str:
     return f"{skin.prompt.instruction}\nOptions: {', '.join(skin.labels)}"
 
 
-def _reply(model: LanguageModel) -> tuple[str, str]:
+def _reply(model: Renderer) -> tuple[str, str]:
     """What the base's template puts before an answer (a space, in the plain form) and after it (the end of a turn)."""
     known = _replies.get(model)
     if known is None:
@@ -74,7 +81,7 @@ def _reply(model: LanguageModel) -> tuple[str, str]:
     return known
 
 
-def _find_reply(model: LanguageModel) -> tuple[str, str]:
+def _find_reply(model: Renderer) -> tuple[str, str]:
     mark = "ANSWER"
     user: Message = {"role": "user", "content": "x"}
     prompt = model.render_chat([user], add_generation_prompt=True)

@@ -77,9 +77,7 @@ def load_skin(folder: str | Path, model: LanguageModel | None = None, *, force: 
     Raises:
         SkinError: a file is missing, damaged or of a newer format, or the skin is on another base.
     """
-    folder = Path(folder)
-    if not (folder / CARD).is_file() and (folder / "skin" / CARD).is_file():
-        folder = folder / "skin"
+    folder = _place(Path(folder)) or Path(folder)
     record = _record(folder)
     files = _verified(folder, record)
     try:
@@ -91,6 +89,11 @@ def load_skin(folder: str | Path, model: LanguageModel | None = None, *, force: 
     if model is not None:
         checked(skin, model, force=force)
     return replace(skin, bound=model, forced=force)
+
+
+def is_skin(folder: Path) -> bool:
+    """Whether `load_skin` would find a skin there, sound or not."""
+    return _place(folder) is not None
 
 
 def described(skin: Skin) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -128,6 +131,11 @@ def described(skin: Skin) -> tuple[dict[str, Any], dict[str, bytes]]:
     if skin.constant is None:
         absent.append("constant")
     return {name: value for name, value in record.items() if name not in absent}, files
+
+
+def _place(folder: Path) -> Path | None:
+    """The folder, or the chosen skin in a ladder's."""
+    return next((place for place in (folder, folder / "skin") if (place / CARD).is_file()), None)
 
 
 def _record(folder: Path) -> dict[str, Any]:

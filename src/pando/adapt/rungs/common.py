@@ -54,24 +54,24 @@ def demonstration(row: Example) -> Demonstration:
     return Demonstration(row.inputs, row.output)
 
 
-def retrieval(lab: Lab, shots: int = 0) -> Retrieval | None:
-    """An index of the training rows, with the rows if `shots` of them are to be shown; None where there is nothing to
-    retrieve: neither demonstrations nor a shortlist of many labels.
-    """
-    shortlist = SHORTLIST if len(lab.labels) > MANY_LABELS else 0
-    if not shots and not shortlist:
-        return None
-    texts = [row.text for row in lab.train]
+def index(rows: Sequence[Example], labels: Sequence[str], *, shots: int = 0) -> Retrieval:
+    """An index of rows to shortlist labels with, where they are many; with the rows if `shots` of them are shown."""
+    texts = [row.text for row in rows]
     words = TfIdf.fit(texts)
-    index = {label: i for i, label in enumerate(lab.labels)}
+    place = {label: i for i, label in enumerate(labels)}
     return Retrieval(
         words,
         words(texts).astype(np.float32),
-        np.array([index[str(row.output)] for row in lab.train] if index else [], dtype=np.int32),
-        tuple(map(demonstration, lab.train)) if shots else None,
+        np.array([place[str(row.output)] for row in rows] if place else [], dtype=np.int32),
+        tuple(map(demonstration, rows)) if shots else None,
         shots,
-        shortlist,
+        SHORTLIST if len(labels) > MANY_LABELS else 0,
     )
+
+
+def shortlist(lab: Lab) -> Retrieval | None:
+    """An index for a shortlist where labels are many, else None."""
+    return index(lab.train, lab.labels) if len(lab.labels) > MANY_LABELS else None
 
 
 def judge_of(task: Task) -> Judge:

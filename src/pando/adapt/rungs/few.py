@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pando.adapt.rungs.calibration import calibrate, content_free
-from pando.adapt.rungs.common import FIRST_HEAT, demonstration, draft, judge_of, race, retrieval
+from pando.adapt.rungs.common import FIRST_HEAT, demonstration, draft, judge_of, race, shortlist
 from pando.adapt.rungs.tokens import call_tokens, shots_that_fit
 from pando.adapt.rungs.zero import Zero
 from pando.interface import Capabilities
@@ -43,10 +43,10 @@ class Few:
         Raises:
             DataError: not even the fewest fit the base's context.
         """
-        bare = replace(draft(task, lab, self.name), retrieval=retrieval(lab))
+        bare = replace(draft(task, lab, self.name), retrieval=shortlist(lab))
         random = np.random.default_rng(lab.seed)
         drafts = [
-            replace(bare, demonstrations=tuple(map(demonstration, _draw(lab.train, shots, random, task))))
+            replace(bare, demonstrations=tuple(map(demonstration, draw(lab.train, shots, random, task))))
             for shots in shots_that_fit(bare, lab, SHOTS)
             for _ in range(DRAWS)
         ]
@@ -57,8 +57,8 @@ class Few:
         return [replace(best, scoring=scored.scoring)]
 
 
-def _draw(rows: Sequence[Example], shots: int, random: np.random.Generator, task: Task) -> list[Example]:
-    """Rows of at most median length (long ones make every call dearer), the labels taking turns, in random order."""
+def draw(rows: Sequence[Example], shots: int, random: np.random.Generator, task: Task) -> list[Example]:
+    """So many rows of at most median length (long ones make every call dearer), the labels taking turns, shuffled."""
     middle = float(np.median([len(row.text) for row in rows]))
     short = [row for row in rows if len(row.text) <= middle]
     groups: dict[str, list[Example]] = {}

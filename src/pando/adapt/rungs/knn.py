@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pando.adapt.rungs.calibration import calibrate
-from pando.adapt.rungs.common import FIRST_HEAT, draft, judge_of, race, retrieval
+from pando.adapt.rungs.common import FIRST_HEAT, draft, index, judge_of, race
 from pando.adapt.rungs.tokens import call_tokens, shots_that_fit
 from pando.adapt.rungs.zero import Zero
 from pando.interface import Capabilities
@@ -39,11 +39,10 @@ class Knn:
         Raises:
             DataError: not even the fewest fit the base's context.
         """
-        index = retrieval(lab, SHOTS[0])
-        assert index is not None
+        rows = index(lab.train, lab.labels, shots=SHOTS[0])
         bare = draft(task, lab, self.name)
         shots = shots_that_fit(bare, lab, SHOTS)
-        drafts = [replace(bare, retrieval=replace(index, shots=k)) for k in shots]
+        drafts = [replace(bare, retrieval=replace(rows, shots=k)) for k in shots]
         best = race(lab, drafts, judge_of(task))
         if task.kind != "classify":
             return [best]

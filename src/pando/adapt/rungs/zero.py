@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pando.adapt.rungs.calibration import calibrate, content_free
-from pando.adapt.rungs.common import draft, retrieval
+from pando.adapt.rungs.common import draft, shortlist
 from pando.adapt.rungs.tokens import MANY_LABELS, call_tokens
 from pando.interface import Capabilities
 from pando.skin import Skin
@@ -38,7 +38,7 @@ class Zero:
         bare = draft(task, lab, self.name)
         if task.kind != "classify":
             return [bare]
-        bare = replace(bare, retrieval=retrieval(lab))
+        bare = replace(bare, retrieval=shortlist(lab))
         drafts = [bare]
         if len(lab.labels) <= MANY_LABELS:
             drafts.append(replace(bare, prompt=replace(bare.prompt, options=True)))
