@@ -37,15 +37,13 @@ def command(
     from pando.adapt.ladder import adapt
     from pando.files import atomic_write
     from pando.report.html import page
-    from pando.report.terminal import table
+    from pando.report.terminal import show
 
     report = adapt(task, base, out, mode=mode.value, device=device, dtype=dtype, fresh=fresh)
     atomic_write(report.folder / "report.html", page(report.data))
     if as_json:
         print(json.dumps(report.data, indent=1, ensure_ascii=False))
         return
-    from rich.console import Console
-
-    Console().print(table(report.data))
+    show(report.data)
     made = [report.folder / "report.html", *([report.folder / "skin"] if report.chosen else [])]
     print(f"Written: {', '.join(map(str, made))}", file=sys.stderr)
