@@ -131,6 +131,16 @@ def today() -> str:
     return datetime.date.today().isoformat()
 
 
+def start(main: Callable[[], int]) -> None:
+    """Runs a benchmark's `main` and exits with its code; a mistake that the user can mend is one line."""
+    from pando.errors import PandoError
+
+    try:
+        sys.exit(main())
+    except PandoError as error:
+        sys.exit(str(error))
+
+
 def need(*packages: str) -> None:
     """Ends with one line if a peer is not installed."""
     for package in packages:

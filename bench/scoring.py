@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import _hellaswag
-from _common import Ratio, alternate, arguments, machine, need, report, spread, today, versions
+from _common import Ratio, alternate, arguments, machine, need, report, spread, start, today, versions
 
 SHOTS, ROWS, PROBE = 10, 60, 8
 BATCHES = (1, 4, 8, 16)
@@ -125,4 +125,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)
