@@ -20,6 +20,7 @@ from pando.task.metrics import Accuracy, ItemScore, MacroF1, Metric
 
 SIZES = (50, 100, 250, 500, 1000)
 MARGIN = 0.02
+TESTS = 4  # test splits drawn after each choice, each of which might have been the one
 COSTS = (0.001, 0.1, 0.2, 0.5, 0.08, 0.12)  # floor, zero, few, knn, probe, lora: the order of a ladder
 TRIES = (1, 1, 6, 4, 1, 3)  # candidates that a rung compares on select items
 
@@ -125,7 +126,7 @@ def replay(world: World, n: int, seed: int, tally: Tally) -> None:
     elif chosen != best:
         tally.margins += 1
         tally.margin_broken += bool(world.true[chosen] < world.true[best] - MARGIN)
-    if chosen is not None:
+    for _ in range(TESTS if chosen is not None else 0):
         found = interval(world.samples(generator, n, [chosen])[0])
         tally.intervals += 1
         tally.covered += bool(found.low - 1e-9 <= world.true[chosen] <= found.high + 1e-9)

@@ -5,7 +5,6 @@ Confirmation and test rows are not here: comparing rungs and choosing among them
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -45,7 +44,7 @@ class Lab:
         self.labels = splits.labels
         self.metric: Metric = scorer.metric
         self._scorer, self._folder, self._ledger = scorer, folder, ledger
-        self._scored = self._billed = 0.0
+        self._billed = 0.0  # outside `evaluate`
 
     def evaluate(self, skin: Skin, examples: Literal["select"] | Sequence[Example] = "select") -> Evaluation:
         """Scores a skin on the select rows, or on some of them or of the training rows.
@@ -55,12 +54,8 @@ class Lab:
         Raises:
             PandoError: the model cannot answer.
         """
-        start = time.perf_counter()
-        try:
-            return self._scorer.evaluate(skin, self.select if examples == "select" else examples)
-        finally:
-            self._scored += time.perf_counter() - start
-            self._folder.beat()
+        self._folder.beat()
+        return self._scorer.evaluate(skin, self.select if examples == "select" else examples)
 
     def workdir(self, rung: str) -> Path:
         """A folder of the rung's own that outlives an interruption."""
@@ -75,11 +70,14 @@ class Lab:
         """Shows how far a loop is; yields `advance(n=1)`."""
         return progress(total, label)
 
+    @property
+    def billed(self) -> float:
+        """Seconds that were written to the ledger so far, by `evaluate` and by `bill`."""
+        return self._billed + self._scorer.billed
+
     def bill_build(self, rung: str, seconds: float, skin: Skin) -> None:
-        """Writes what building took, beyond what was billed on the way; `seconds` are those since the last call."""
-        rest = max(0.0, seconds - self._scored - self._billed)
-        self._scored = self._billed = 0.0
-        self._record("build", rest, Usage(), {"rung": rung}, skin.version)
+        """Writes what building took beyond what was billed on the way."""
+        self._record("build", seconds, Usage(), {"rung": rung}, skin.version)
 
     def _record(
         self, kind: Kind, seconds: float, usage: Usage, detail: dict[str, str], version: str | None = None

@@ -111,6 +111,11 @@ def adapt(
         folder.claim(task=task.hash, mode=mode, version=pando.__version__)
         splits = make_splits(task, folder.splits)
         folder.claim(rows=splits.hash)
+        _say(
+            f"{task.name}: " + ", ".join(f"{count:,} {split}" for split, count in splits.report.used.items()) + " rows"
+        )
+        for note in splits.report.notes:
+            _say(f"note: {note}")
         if model is None:
             from pando.engine import load
 
@@ -133,8 +138,6 @@ class Ladder:
         self.lab = Lab(task, splits, model, self.scorer, folder, ledger)
 
     def run(self) -> Report:
-        for note in self.splits.report.notes:
-            _say(f"note: {note}")
         climbed = self._climb()
         done = [one.candidate for one in climbed if one.candidate]
         decision = decide(self.mode, done, self.task.target, len(self.task.rungs))
@@ -206,12 +209,12 @@ class Ladder:
         state = self.folder.state(rung.name)
         seconds = float(state.get("seconds", 0.0))
         if "skin" not in state:
-            start = time.perf_counter()
+            start, billed = time.perf_counter(), self.lab.billed
             with self._timed(rung.name, seconds):
                 skin = rung.propose(self.task, self.lab)[0].save(self.folder.skin(rung.name))
             spent = time.perf_counter() - start
             seconds += spent
-            self.lab.bill_build(rung.name, spent, skin)
+            self.lab.bill_build(rung.name, max(0.0, spent - (self.lab.billed - billed)), skin)
             self.folder.keep(rung.name, {"seconds": seconds, "skin": skin.version})
         return load_skin(self.folder.skin(rung.name), self.model), seconds
 

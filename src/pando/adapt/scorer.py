@@ -81,7 +81,7 @@ class _Scored:
 
 
 class Scorer:
-    """Scores skins with one model and one metric.
+    """Scores skins with one model and one metric. `billed`: seconds that this process wrote to the ledger.
 
     Args:
         store: the file of scored items; made when the first are there.
@@ -93,6 +93,7 @@ class Scorer:
 
     def __init__(self, model: LanguageModel | None, metric: Metric, store: Path, ledger: Ledger, seed: int = 0) -> None:
         self.model, self.metric, self.seed = model, metric, seed
+        self.billed = 0.0
         self._store, self._ledger = store, ledger
         self._known: dict[tuple[str, str], _Scored] = {}
         for line in read_lines(store):
@@ -171,6 +172,7 @@ class Scorer:
         self._bill(skin, batch, predictions, seconds)
 
     def _bill(self, skin: Skin, batch: Sequence[Example], predictions: Sequence[Prediction], seconds: float) -> None:
+        self.billed += seconds
         self._ledger.record(
             "eval",
             skin=skin.name,
