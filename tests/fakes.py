@@ -110,6 +110,12 @@ class FakeModel:
     def close(self) -> None:
         pass
 
+    def __enter__(self) -> FakeModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
     def _generated(self, request: GenerateRequest) -> list[Completion]:
         text = request.prompt if request.messages is None else self.render_chat(request.messages)
         assert isinstance(text, str)

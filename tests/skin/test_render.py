@@ -132,10 +132,9 @@ class TestTrainingRowsAreRequests:
         tokenizer = real_model.base.tokenizer
         ids = tokenizer.encode(prompt)
         (answer_ids,) = tokenizer.encode_continuations(prompt, ids, [answer])
-        assert list(job.context) == ids
+        assert list(job.tokens) == ids
         assert list(job.continuations[labels.index(row.output)]) == answer_ids
         assert answer_ids[-1] in tokenizer.eos_ids
-        assert tokenizer.decode(ids + answer_ids, skip_special=False) == prompt + answer
         spoken = real_model.render_chat([*render(skin, row.inputs), {"role": "assistant", "content": row.output}])
         assert spoken.startswith(prompt + answer)
 
@@ -146,5 +145,5 @@ class TestTrainingRowsAreRequests:
         prompt, answer = training_example(skin, row, real_model)
         (request,) = skin.ask(real_model, row)
         (job,) = real_model._compiler.generation(request, None)
-        assert list(job.prompt) == real_model.base.tokenizer.encode(prompt)
+        assert list(job.tokens) == real_model.base.tokenizer.encode(prompt)
         assert answer == '{"city": "Rome"}<|im_end|>'

@@ -165,6 +165,8 @@ class _Lines:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        if path.exists():
+            append_lines(path, [])  # cuts off a torn last line, so that only whole ones are read
         self._numbers = self._read()
         self._next = next(self._numbers, None)
 
@@ -178,8 +180,8 @@ class _Lines:
             return
         end = self._path.stat().st_size  # what this run appends is not asked for
         with self._path.open("rb") as file:
-            while file.tell() < end and (text := file.readline()).endswith(b"\n"):
+            while file.tell() < end:
                 try:
-                    yield int(json.loads(text)["line"])
+                    yield int(json.loads(file.readline())["line"])
                 except (ValueError, KeyError, TypeError):
                     raise PandoError(f"{self._path} is damaged: choose another --out, or --fresh") from None

@@ -55,7 +55,10 @@ def test_few_columns_or_many_are_judged_alike() -> None:
 def test_words_that_tell_nothing_leave_the_majority(make_lab: MakeLab, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     rows = [
-        {"text": " ".join(random.choice(list("abcdefghij"), 12)) + f" {i}", "label": "x" if random.random() < 0.8 else "y"}
+        {
+            "text": " ".join(random.choice(list("abcdefghij"), 12)) + f" {i}",
+            "label": "x" if random.random() < 0.8 else "y",
+        }
         for i in range(400)
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
