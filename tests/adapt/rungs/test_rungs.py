@@ -95,7 +95,7 @@ class TestCalibration:
                 found.logprobs[list(request.continuations).index("good")] += 5.0
                 return found
 
-        task, lab, model = make_lab(model=Biased(DEAF))
+        task, lab, _ = make_lab(model=Biased(DEAF))
         skin = RUNGS["zero"].propose(task, lab)[0]
         plain = replace(skin, scoring=Scoring())
         assert lab.evaluate(plain).quality < 0.6 < 0.65 < lab.evaluate(skin).quality
