@@ -106,7 +106,7 @@ def test_scores_are_those_of_the_plain_model(engine: Engine, adapters: dict[str,
 def test_a_shared_context_is_computed_once(tmp_path: Path) -> None:
     with tiny_engine(tmp_path, context_length=512) as engine:
         shared = _prompts(1)[0] * 3
-        found = engine.score([ScoreRequest(context=shared + [i], continuations=[[1, 2]]) for i in range(20)])
+        found = engine.score([ScoreRequest(context=[*shared, i], continuations=[[1, 2]]) for i in range(20)])
         assert found[0].usage.cached_tokens == 0
         whole_blocks = len(shared) // 16 * 16
         assert all(answer.usage.cached_tokens == whole_blocks for answer in found[1:])
