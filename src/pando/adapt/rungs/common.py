@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pando.adapt.scorer import Evaluation
 
 FIRST_HEAT = 32  # select rows of a race's first heat; each further one has twice as many and half the candidates
+LAST_HEAT = {"classify": 256, "extract": 64, "generate": 64}  # most rows of the last; what is written takes longer
 
 Judge = Callable[[Skin, "Evaluation", Sequence[Example]], float]
 
@@ -74,18 +75,11 @@ def shortlist(lab: Lab) -> Retrieval | None:
     return index(lab.train, lab.labels) if len(lab.labels) > MANY_LABELS else None
 
 
-def judge_of(task: Task) -> Judge:
-    """What a race is decided by: how likely calibrated true labels are (finer than counting hits), or the metric."""
-    if task.kind == "classify":
-        return lambda skin, found, rows: calibrate(skin, found, rows).likelihood
-    return lambda skin, found, rows: found.quality
-
-
-def race(lab: Lab, candidates: Sequence[Skin], judge: Judge) -> Skin:
+def race(task: Task, lab: Lab, candidates: Sequence[Skin]) -> Skin:
     """The best candidate, by successive halving (Karnin et al. 2013) over heats of 32, 64, ... select rows that each
-    hold the ones before; the last heat has all of them.
+    hold the ones before; the last two run the last heat.
     """
-    rows = sorted(lab.select, key=lambda row: row.id)
+    rows, judge = sorted(lab.select, key=lambda row: row.id)[: LAST_HEAT[task.kind]], _judge(task)
     left, heat = list(candidates), FIRST_HEAT
     while len(left) > 1:
         if len(left) == 2 or heat > len(rows):
@@ -96,3 +90,10 @@ def race(lab: Lab, candidates: Sequence[Skin], judge: Judge) -> Skin:
         left = left[: 1 if heat == len(rows) else (len(left) + 1) // 2]
         heat *= 2
     return left[0]
+
+
+def _judge(task: Task) -> Judge:
+    """What a race is decided by: how likely calibrated true labels are (finer than counting hits), or the metric."""
+    if task.kind == "classify":
+        return lambda skin, found, rows: calibrate(skin, found, rows).likelihood
+    return lambda skin, found, rows: found.quality

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pando.adapt.rungs.calibration import calibrate, content_free
-from pando.adapt.rungs.common import FIRST_HEAT, demonstration, draft, judge_of, race, shortlist
+from pando.adapt.rungs.common import FIRST_HEAT, demonstration, draft, race, shortlist
 from pando.adapt.rungs.tokens import call_tokens, shots_that_fit
 from pando.adapt.rungs.zero import Zero
 from pando.interface import Capabilities
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pando.adapt.lab import Lab
 
 SHOTS = (2, 4, 8, 16)
-DRAWS = 3  # of each number of shots
+DRAWS = {"classify": 3, "extract": 1, "generate": 1}  # of each number of shots; what is written takes longer
 
 
 class Few:
@@ -35,7 +35,7 @@ class Few:
 
     def cost(self, task: Task, lab: Lab) -> float:
         """A race of draws, whose demonstrations are computed once each, and development rows for the winner."""
-        return call_tokens(task, lab) * (3 * len(SHOTS) * DRAWS * FIRST_HEAT + 2 * len(lab.select))
+        return call_tokens(task, lab) * (2 * len(SHOTS) * DRAWS[task.kind] * FIRST_HEAT + 2 * len(lab.select))
 
     def propose(self, task: Task, lab: Lab) -> list[Skin]:
         """The best of several draws and orders of 2 to 16 rows, raced on select rows.
@@ -48,9 +48,9 @@ class Few:
         drafts = [
             replace(bare, demonstrations=tuple(map(demonstration, draw(lab.train, shots, random, task))))
             for shots in shots_that_fit(bare, lab, SHOTS)
-            for _ in range(DRAWS)
+            for _ in range(DRAWS[task.kind])
         ]
-        best = race(lab, drafts, judge_of(task))
+        best = race(task, lab, drafts)
         if task.kind != "classify":
             return [best]
         scored = calibrate(best, lab.evaluate(best), lab.select, content_free(best, lab))

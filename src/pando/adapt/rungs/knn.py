@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pando.adapt.rungs.calibration import calibrate
-from pando.adapt.rungs.common import FIRST_HEAT, draft, index, judge_of, race
+from pando.adapt.rungs.common import FIRST_HEAT, draft, index, race
 from pando.adapt.rungs.tokens import call_tokens, shots_that_fit
 from pando.adapt.rungs.zero import Zero
 from pando.interface import Capabilities
@@ -43,7 +43,7 @@ class Knn:
         bare = draft(task, lab, self.name)
         shots = shots_that_fit(bare, lab, SHOTS)
         drafts = [replace(bare, retrieval=replace(rows, shots=k)) for k in shots]
-        best = race(lab, drafts, judge_of(task))
+        best = race(task, lab, drafts)
         if task.kind != "classify":
             return [best]
         scored = calibrate(best, lab.evaluate(best), lab.select)

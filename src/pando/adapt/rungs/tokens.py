@@ -33,7 +33,7 @@ def call_tokens(task: Task, lab: Lab, shots: int = 0) -> float:
 def answer_room(lab: Lab) -> int:
     """Most tokens that an answer may take, by the training rows'."""
     longest = max((answer_text(e.output) for e in lab.train if e.output is not None), key=len)
-    return 2 * lab.model.count_tokens(longest) + _TURN
+    return round(1.25 * lab.model.count_tokens(longest)) + _TURN
 
 
 def shots_that_fit(bare: Skin, lab: Lab, wanted: Sequence[int]) -> list[int]:
