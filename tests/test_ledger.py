@@ -38,15 +38,10 @@ def postgres() -> Iterator[str]:
         owner = {"user": "postgres"}
         shutil.chown(folder, "postgres")
     subprocess.run(["initdb", "-A", "trust", "-U", "postgres", "-D", folder / "data"], check=True, cwd="/", **owner)
-    command = ["postgres", "-D", folder / "data", "-k", folder, "-c", "listen_addresses="]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd="/", **owner)
-    assert server.stderr
-    for line in server.stderr:
-        if "ready to accept" in line:
-            break
+    control = ["pg_ctl", "-w", "-D", folder / "data", "-l", folder / "log"]
+    subprocess.run([*control, "-o", f"-k {folder} -c listen_addresses=", "start"], check=True, cwd="/", **owner)
     yield f"postgresql+psycopg://postgres@/postgres?host={folder}"
-    server.terminate()
-    server.communicate()
+    subprocess.run([*control, "-m", "immediate", "stop"], check=True, cwd="/", **owner)
     shutil.rmtree(folder)
 
 

@@ -269,7 +269,7 @@ def test_what_a_skins_folder_may_be(tmp_path: Path, model: FakeModel) -> None:
     assert [served.name for served in Registry(model, tmp_path).served()] == ["fake", "mood"]
     (out / "report.json").write_text("{}")
     shutil.rmtree(out / "skin")
-    with pytest.raises(SkinError, match="chose no skin"):
+    with pytest.raises(SkinError, match=r"as --skins .*skins.floor"):
         Registry(model, out)
     for wrong in (tmp_path / "nowhere", tmp_path / "out" / "skins" / "zero" / "skin.yaml"):
         with pytest.raises(SkinError, match="no folder"):

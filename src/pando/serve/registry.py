@@ -151,5 +151,5 @@ def _nothing(folder: Path) -> str:
     if not folder.is_dir():
         return f"there is no folder {folder}; --skins takes a skin, or a folder of skins"
     if (folder / "report.json").exists():
-        return f"the ladder in {folder} chose no skin; serve one of its rungs with --skins {folder / 'skins'}"
+        return f"the ladder in {folder} chose no skin; serve one of its rungs, as --skins {folder / 'skins' / 'floor'}"
     return f"no skin in {folder}: neither {_CARD} in it nor in a folder below"
