@@ -153,6 +153,8 @@ class FakeModel:
         vectors = random.normal(size=(LAYERS + 1, DIM))
         vectors[2:, : len(counts)] = vectors[2:, : len(counts)] * 0.1 + counts
         wanted = vectors[[LAYERS if layer == -1 else layer for layer in request.layers]]
+        if request.pooling == "both":
+            wanted = np.hstack((wanted, wanted[:, ::-1]))
         return Features(wanted.astype(np.float32), usage, _latency(usage))
 
     def _usage(self, text: str) -> Usage:

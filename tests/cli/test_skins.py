@@ -67,7 +67,7 @@ class TestSkins:
         assert "3 are kept in it to pick demonstrations from: whoever" in said["knn"]
         assert "0.875 [0.80, 0.93] accuracy (n 100, split test, dtype float32)" in said["knn"]
         assert "none can be read from it" in said["probe"]
-        assert "layer 4, 1, last over its prompt" in said["probe"]
+        assert "layer 4, 1, last token of its prompt" in said["probe"]
         assert "with a LoRA adapter" in said["lora"]
 
     def test_nothing_there(self, capsys: pytest.CaptureFixture[str]) -> None:

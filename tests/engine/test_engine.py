@@ -141,6 +141,14 @@ def test_features_are_the_pooled_hidden_states(engine: Engine, pooling: Any) -> 
             np.testing.assert_allclose(vector, expected.numpy(), atol=1e-4)
 
 
+def test_both_poolings_come_of_one_pass(engine: Engine) -> None:
+    text = "the cat sat on the mat. " * 3
+    mean, last, both = engine.features(
+        [FeatureRequest(text=text, layers=(1, 3), pooling=pooling, start=10) for pooling in ("mean", "last", "both")]
+    )
+    np.testing.assert_allclose(both.vectors, np.hstack((mean.vectors, last.vectors)), atol=1e-5)
+
+
 def test_features_pool_only_what_comes_after_start(engine: Engine) -> None:
     head, text = "the cat sat on the mat. " * 3, "a dog and the other"
     (found,) = engine.features([FeatureRequest(text=head + text, start=len(head))])

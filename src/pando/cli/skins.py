@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="List skins, or show one.", rich_markup_mode=None)
 
 _DEPTH = 4  # folders below the one that is searched
+_POOLINGS = {"mean": "mean", "last": "last token", "both": "mean and last token"}
 _SHOWN = 10  # labels, demonstrations
 
 
@@ -132,7 +133,7 @@ def _how(skin: Skin) -> str:
     if skin.reading is not None:
         layers = ", ".join(map(str, skin.reading.layers))
         where = "its prompt" if skin.reading.prompted else "the input alone"
-        return f"by a linear classifier on layer {layers}, {skin.reading.pooling} over {where}"
+        return f"by a linear classifier on layer {layers}, {_POOLINGS[skin.reading.pooling]} of {where}"
     adapter = ", with a LoRA adapter" if skin.adapter else ""
     if skin.method == "score":
         return f"by the likeliest label{adapter}"

@@ -364,12 +364,20 @@ class Pooling(Job):
     """Hidden states of one text, pooled. Only tokens outside the pooled part can come from the cache."""
 
     def __init__(
-        self, tokens: list[int], layers: Sequence[int], first: int, adapter: LoraAdapter | None, root: bytes
+        self,
+        tokens: list[int],
+        layers: Sequence[int],
+        first: int,
+        with_last: bool,
+        adapter: LoraAdapter | None,
+        root: bytes,
     ) -> None:
         super().__init__(tokens, first, adapter, root)
         self.layers = list(layers)
         self.first_pooled = first
+        self.with_last = with_last  # the last token's states come after the pooled ones
         self.sums: dict[int, Tensor] = {}
+        self.last: dict[int, Tensor] = {}
 
     @property
     def room(self) -> int:
@@ -385,11 +393,14 @@ class Pooling(Job):
         if len(pooled):
             total = pooled.float().sum(0)
             self.sums[layer] = self.sums[layer] + total if layer in self.sums else total
+            self.last[layer] = hidden[-1].float()
 
     def result(self) -> Features:
         """The finished vectors."""
         count = len(self.tokens) - self.first_pooled
         states = [self.sums[layer] / count for layer in self.layers]
+        if self.with_last:
+            states = [torch.cat((mean, self.last[layer])) for mean, layer in zip(states, self.layers, strict=True)]
         usage = Usage(len(self.tokens), self.cached, 0, self.truncated)
         return Features(torch.stack(states).cpu().numpy(), usage, self.latency())
 

@@ -82,8 +82,8 @@ class RequestCompiler:
         layers = [depth if layer == -1 else layer for layer in request.layers]
         if not layers or any(not 0 <= layer <= depth for layer in layers):
             raise RequestError(f"layers must be between -1 and {depth}, not {list(request.layers)}", "layers")
-        if request.pooling not in ("mean", "last"):
-            raise RequestError(f"pooling must be 'mean' or 'last', not {request.pooling!r}", "pooling")
+        if request.pooling not in ("mean", "last", "both"):
+            raise RequestError(f"pooling must be 'mean', 'last' or 'both', not {request.pooling!r}", "pooling")
         tokens = self._ids(request.text, "text")
         start = 0
         if isinstance(request.text, str) and request.start:
@@ -93,7 +93,7 @@ class RequestCompiler:
             raise RequestError("text has no tokens to pool", "text")
         tokens, truncated = self._fit(tokens, self._config.context_length, request.truncate, "text")
         first = len(tokens) - 1 if request.pooling == "last" else max(start - truncated, 0)
-        job = Pooling(tokens, layers, first, adapter, self._key(adapter))
+        job = Pooling(tokens, layers, first, request.pooling == "both", adapter, self._key(adapter))
         job.truncated = truncated
         return job
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from pando.adapt.rungs.calibration import calibrate, content_free
 from pando.adapt.rungs.common import FIRST_HEAT, demonstration, draft, race, shortlist
-from pando.adapt.rungs.tokens import call_tokens, shots_that_fit
+from pando.adapt.rungs.tokens import call_tokens, some_shots
 from pando.adapt.rungs.zero import Zero
 from pando.interface import Capabilities
 from pando.skin import Skin
@@ -47,7 +47,7 @@ class Few:
         random = np.random.default_rng(lab.seed)
         drafts = [
             replace(bare, demonstrations=tuple(map(demonstration, draw(lab.train, shots, random, task))))
-            for shots in shots_that_fit(bare, lab, SHOTS)
+            for shots in some_shots(bare, lab, SHOTS)
             for _ in range(DRAWS[task.kind])
         ]
         best = race(task, lab, drafts)

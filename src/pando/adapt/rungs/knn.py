@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pando.adapt.rungs.calibration import calibrate
 from pando.adapt.rungs.common import FIRST_HEAT, draft, index, race
-from pando.adapt.rungs.tokens import call_tokens, shots_that_fit
+from pando.adapt.rungs.tokens import call_tokens, some_shots
 from pando.adapt.rungs.zero import Zero
 from pando.interface import Capabilities
 from pando.skin import Skin
@@ -41,7 +41,7 @@ class Knn:
         """
         rows = index(lab.train, lab.labels, shots=SHOTS[0])
         bare = draft(task, lab, self.name)
-        shots = shots_that_fit(bare, lab, SHOTS)
+        shots = some_shots(bare, lab, SHOTS)
         drafts = [replace(bare, retrieval=replace(rows, shots=k)) for k in shots]
         best = race(task, lab, drafts)
         if task.kind != "classify":

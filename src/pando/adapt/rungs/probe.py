@@ -1,23 +1,26 @@
 """Probe: logistic regression on the base's hidden states (classify).
 
-Which states (layer; mean or last token; the input alone or within its prompt) and how strongly the regression is held
-back is chosen by cross-validation on training rows. A call is one forward pass without the output head.
+Which states are read (layer; the input alone or within its prompt, with or without demonstrations before it) is chosen
+on training rows by leave-one-out, the strength of the regression by cross-validation. Each call is one forward pass
+without the output head; demonstrations are computed once for all calls.
 """
 
 from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pando.adapt.rungs.common import draft
+from pando.adapt.rungs.common import demonstration, draft
+from pando.adapt.rungs.few import draw
 from pando.adapt.rungs.fitting import classes_of, cross_validate, fit_linear, left_out_error
-from pando.adapt.rungs.tokens import call_tokens
+from pando.adapt.rungs.tokens import call_tokens, shots_that_fit
 from pando.errors import ContextLengthError, DataError
 from pando.files import atomic_write
 from pando.interface import Capabilities, Features, Handle, LanguageModel, Usage
@@ -30,9 +33,13 @@ from pando.task.rows import Example
 if TYPE_CHECKING:
     from pando.adapt.lab import Lab
 
-LAYERS = 8  # evenly over the last three quarters
-FINALISTS = 3
-STRENGTHS = (0.001, 0.01, 0.1)  # C of the regression on standardised states
+LAYERS = 10  # tried, evenly from a third of the depth to its end
+SHOTS = (8, 4, 2)  # demonstrations before a prompt: as many as fit
+DRAWS = 2  # of them
+SCREENED = 256  # rows that contexts are compared on, and so many for each label:
+SCREENED_EACH = 5
+FINALISTS = 3  # layers of the best context that go on to all rows
+STRENGTHS = (0.003, 0.01, 0.03, 0.1)  # C of the regression on standardised states
 _BATCH = 128  # rows whose states are computed and kept together
 
 
@@ -48,48 +55,102 @@ class Probe:
         return None if capabilities.features else "this model does not show its hidden states"
 
     def cost(self, task: Task, lab: Lab) -> float:
-        """Every training row once in each reading, then development rows."""
-        return call_tokens(task, lab) * (3 * len(lab.train) + 2 * len(lab.select))
+        """Some rows in every context, all of them in the best one, then development rows."""
+        screened = min(len(lab.train), _screened(lab)) * (2 + DRAWS)
+        return call_tokens(task, lab) * (screened + len(lab.train) + 2 * len(lab.select))
 
     def propose(self, task: Task, lab: Lab) -> list[Skin]:
         """One skin: the states and strength under which held-out training labels are likeliest.
 
         Raises:
-            DataError: no training row fits the base's context.
+            DataError: the rows that fit the base's context have fewer than two labels.
         """
-        bare = draft(task, lab, self.name, method="probe")
-        layers = _grid(lab.model.capabilities.layers)
-        readings = (Reading(layers), Reading(layers, "last", prompted=True), Reading(layers, "mean", prompted=True))
-        rows, states = _states([replace(bare, reading=reading) for reading in readings], lab)
-        y = classes_of(rows, lab.labels)
-        best, x, strength = _choose(readings, states, y, lab.seed)
-        return [replace(bare, reading=best, linear=_fit(x, y, len(lab.labels), strength))]
+        drafts = _drafts(task, lab)
+        shown = {tuple(d.inputs.items()) for skin in drafts for d in skin.demonstrations}
+        rows = [row for row in lab.train if tuple(row.inputs.items()) not in shown]
+        some = rows[: _screened(lab)]
+        with lab.progress(len(drafts) * len(some) + len(rows), "probe: hidden states") as advance:
+            screened = [_states(skin, some, lab, advance) for skin in drafts]
+            best = _best(drafts, screened, some, lab)
+            states = _states(best, rows, lab, advance)
+        fit = np.isfinite(states[:, 0, 0])
+        y = classes_of(rows, lab.labels)[fit]
+        if len(np.unique(y)) < 2:
+            raise DataError(f"too few training rows fit the base's {lab.model.context_length} tokens of context")
+        return [_fitted(best, states[fit], y, lab.seed)]
 
 
-def _grid(depth: int) -> tuple[int, ...]:
-    """Layers to read: evenly over the last three quarters, the last one included."""
-    return tuple(sorted({round(depth * (1 - 0.75 * i / LAYERS)) for i in range(LAYERS)}))
+def _drafts(task: Task, lab: Lab) -> list[Skin]:
+    """A skin for each context, reading every layer that is tried."""
+    bare = draft(task, lab, "probe", method="probe")
+    depth = lab.model.capabilities.layers
+    layers = tuple(sorted({round(depth * (1 - 2 / 3 * i / LAYERS)) for i in range(LAYERS)}))
+    alone, prompted = Reading(layers, "mean"), Reading(layers, "both", prompted=True)
+    drafts = [replace(bare, reading=alone), replace(bare, reading=prompted)]
+    count = Counter(str(row.output) for row in lab.train)
+    plenty = [row for row in lab.train if count[str(row.output)] > 2]  # what is shown is not learnt from
+    random = np.random.default_rng(lab.seed)
+    for shots in shots_that_fit(bare, lab, SHOTS)[:1] if plenty else []:
+        for _ in range(DRAWS):
+            shown = tuple(map(demonstration, draw(plenty, shots, random, task)))
+            drafts.append(replace(bare, reading=prompted, demonstrations=shown))
+    return drafts
 
 
-def _states(drafts: Sequence[Skin], lab: Lab) -> tuple[list[Example], list[np.ndarray]]:
-    """Training rows that fit the base's context in every reading, and their states by draft, [rows, layers, d].
+def _screened(lab: Lab) -> int:
+    return max(SCREENED, SCREENED_EACH * len(lab.labels))
 
-    What was computed is kept in the rung's folder, for a run that goes on.
+
+def _best(drafts: Sequence[Skin], states: Sequence[np.ndarray], rows: Sequence[Example], lab: Lab) -> Skin:
+    """The draft with the layer that tells the labels of rows left out best, reading its best layers only."""
+    fit = np.all([np.isfinite(every[:, 0, 0]) for every in states], axis=0)
+    y = classes_of(rows, lab.labels)[fit]
+    if len(y) == 0:
+        raise DataError(f"no training row fits the base's {lab.model.context_length} tokens of context")
+    errors = [[left_out_error(_standardised(every[fit, i])[0], y) for i in range(every.shape[1])] for every in states]
+    skin, error = min(zip(drafts, errors, strict=True), key=lambda pair: min(pair[1]))
+    assert skin.reading is not None
+    layers = [skin.reading.layers[i] for i in np.argsort(error, kind="stable")[:FINALISTS]]
+    return replace(skin, reading=replace(skin.reading, layers=tuple(layers)))
+
+
+def _fitted(skin: Skin, states: np.ndarray, y: np.ndarray, seed: int) -> Skin:
+    """The skin with the best of its layers and the regression on it; `states` are [rows, layers, d]."""
+    assert skin.reading is not None
+    options = []
+    for i, layer in enumerate(skin.reading.layers):
+        said = cross_validate(_standardised(states[:, i])[0], y, STRENGTHS, seed)[:, 0]
+        options.append((float(said.max()), i, layer, STRENGTHS[int(said.argmax())]))
+    _, i, layer, strength = max(options)
+    x, mean, scale = _standardised(states[:, i])
+    linear = fit_linear(x, y, len(skin.labels), strength)
+    weight = (linear.weight / scale).astype(np.float32)
+    return replace(
+        skin,
+        reading=replace(skin.reading, layers=(layer,)),
+        linear=Linear(weight, linear.bias, mean.astype(np.float32)),
+    )
+
+
+def _standardised(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Columns of mean 0 and deviation 1, with their means and deviations; float64."""
+    mean, scale = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+    scale = np.where(scale > 0, scale, 1.0)
+    return (x - mean) / scale, mean, scale
+
+
+def _states(skin: Skin, rows: Sequence[Example], lab: Lab, advance: Callable[[int], None]) -> np.ndarray:
+    """What the skin reads of each row, float32 [rows, layers, d]; not a number for rows beyond the base's context.
+
+    It is kept in the rung's folder, for a run that goes on.
     """
-    folder, rows = lab.workdir("probe"), list(lab.train)
-    with lab.progress(len(drafts) * len(rows), "probe: hidden states") as advance:
-        found = []
-        for skin in drafts:
-            parts = []
-            for start in range(0, len(rows), _BATCH):
-                part = rows[start : start + _BATCH]
-                parts.append(_kept(folder / f"{skin.version[7:19]}-{start}.npy", skin, part, lab))
-                advance(len(part))
-            found.append(np.concatenate(parts))
-    fit = [i for i in range(len(rows)) if all(np.isfinite(states[i, 0, 0]) for states in found)]
-    if len({str(rows[i].output) for i in fit}) < 2:
-        raise DataError(f"too few training rows fit the base's {lab.model.context_length} tokens of context")
-    return [rows[i] for i in fit], [states[fit] for states in found]
+    folder, parts = lab.workdir("probe"), []
+    for start in range(0, len(rows), _BATCH):
+        part = rows[start : start + _BATCH]
+        parts.append(_kept(folder / f"{skin.version[7:19]}-{start}-{len(part)}.npy", skin, part, lab))
+        advance(len(part))
+    width = max(part.shape[2] for part in parts)  # 1 where no row of a part fits
+    return np.concatenate([np.broadcast_to(part, (*part.shape[:2], width)) for part in parts])
 
 
 def _kept(path: Path, skin: Skin, rows: Sequence[Example], lab: Lab) -> np.ndarray:
@@ -100,8 +161,8 @@ def _kept(path: Path, skin: Skin, rows: Sequence[Example], lab: Lab) -> np.ndarr
     start = time.perf_counter()
     answers = list(_ask(skin, rows, lab.model))
     lab.bill("build", time.perf_counter() - start, sum((a.usage for a in answers if a), Usage()))
-    width = next((a.vectors.shape[1] for a in answers if a), 1)
     assert skin.reading is not None
+    width = next((a.vectors.shape[1] for a in answers if a), 1)
     missing = np.full((len(skin.reading.layers), width), np.nan, dtype=np.float32)
     states = np.stack([a.vectors if a else missing for a in answers])
     file = io.BytesIO()
@@ -121,37 +182,3 @@ def _ask(skin: Skin, rows: Sequence[Example], model: LanguageModel) -> Iterator[
             handles.append(None)
     for handle in handles:
         yield handle.result() if handle else None
-
-
-def _choose(
-    readings: Sequence[Reading], states: Sequence[np.ndarray], y: np.ndarray, seed: int
-) -> tuple[Reading, np.ndarray, float]:
-    """The reading of one layer, its states [rows, d], and the strength."""
-    options = []
-    for reading, every in zip(readings, states, strict=True):
-        for i, layer in enumerate(reading.layers):
-            error = left_out_error(_standardised(every[:, i])[0], y)
-            options.append((error, replace(reading, layers=(layer,)), every[:, i]))
-    options.sort(key=lambda option: option[0])
-    best: tuple[float, Reading, np.ndarray, float] | None = None
-    for _, reading, x in options[:FINALISTS]:
-        said = cross_validate(_standardised(x)[0], y, STRENGTHS, seed)[:, 0]
-        i = int(said.argmax())
-        if best is None or said[i] > best[0]:
-            best = (float(said[i]), reading, x, STRENGTHS[i])
-    assert best is not None
-    return best[1:]
-
-
-def _fit(x: np.ndarray, y: np.ndarray, classes: int, strength: float) -> Linear:
-    """A regression on standardised states, whose scale moves into its weights."""
-    standard, mean, scale = _standardised(x)
-    linear = fit_linear(standard, y, classes, strength)
-    return Linear((linear.weight / scale).astype(np.float32), linear.bias, mean.astype(np.float32))
-
-
-def _standardised(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Columns of mean 0 and deviation 1, with their means and deviations; float64."""
-    mean, scale = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
-    scale = np.where(scale > 0, scale, 1.0)
-    return (x - mean) / scale, mean, scale

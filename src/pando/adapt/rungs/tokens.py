@@ -37,21 +37,26 @@ def answer_room(lab: Lab) -> int:
 
 
 def shots_that_fit(bare: Skin, lab: Lab, wanted: Sequence[int]) -> list[int]:
-    """Numbers of demonstrations that leave room for all but the longest inputs and their answers.
-
-    Raises:
-        DataError: none does.
-    """
+    """Those numbers of demonstrations that leave room for all but the longest inputs and their answers."""
     inputs, outputs = _counts(lab)
     rows = sorted(a + b + _TURN for a, b in zip(inputs, outputs, strict=True))
     middle, long = rows[len(rows) // 2], rows[(9 * len(rows)) // 10]
     head = lab.model.count_tokens(context(bare, lab.model, dict.fromkeys(bare.prompt.inputs, "")))
     room = lab.model.context_length - head - long
-    fitting = [shots for shots in wanted if shots * middle <= room and shots <= len(lab.train)]
+    return [shots for shots in wanted if shots * middle <= room and shots <= len(lab.train)]
+
+
+def some_shots(bare: Skin, lab: Lab, wanted: Sequence[int]) -> list[int]:
+    """As `shots_that_fit`.
+
+    Raises:
+        DataError: none fits.
+    """
+    fitting = shots_that_fit(bare, lab, wanted)
     if not fitting:
         raise DataError(
-            f"{wanted[0]} rows of about {middle} tokens do not fit the base's {lab.model.context_length} tokens beside "
-            "an input: leave this rung out"
+            f"{wanted[0]} training rows do not fit the base's {lab.model.context_length} tokens beside an input: leave "
+            "this rung out"
         )
     return fitting
 
