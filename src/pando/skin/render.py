@@ -1,8 +1,9 @@
 """A row as the base sees it. One code path for requests and for training rows.
 
 The chat has one user turn: instruction, labels (where they are listed), and the input last, so that what all inputs
-share comes first and is computed once. Demonstrations are earlier turns of the same chat. A system turn appears only
-as the base's template inserts it; a base without a template has the plain form of `render_chat`.
+share comes first and is computed once. Demonstrations are earlier turns of the same chat, as the base was tuned to read
+them; one turn that holds them all does worse (docs/ladder.md). A system turn appears only as the base's template
+inserts it; a base without a template has the plain form of `render_chat`.
 """
 
 from __future__ import annotations
