@@ -14,7 +14,7 @@ from pando.interface import Message
 from pando.model.chat import ChatTemplate, plain_chat
 from pando.skin import Skin
 from pando.skin.parts import Demonstration, Prompt, Scoring
-from pando.skin.render import answer_text, context, render, reply, training_example
+from pando.skin.render import answer_text, context, input_start, render, reply, training_example
 from pando.task import Example
 from tests.skin import skins
 
@@ -92,6 +92,20 @@ class TestReply:
             skin = replace(skins.score(), demonstrations=(Demonstration({"text": "a"}, "good"),))
             first = context(skins.score(), model, {"text": "a"})
             assert context(skin, model, {"text": "b"}).startswith(first + reply(model, "good", end=True))
+
+
+class TestWhereTheInputBegins:
+    @pytest.mark.parametrize("text", ["I love it", "assistant", "a", "im_end", "Good or bad?"])
+    def test_even_if_its_words_are_elsewhere(self, text: str) -> None:
+        for model in (Template(CHATML), Template(LLAMA2), Plain()):
+            prompt = context(skins.few(), model, {"text": text})
+            start = input_start(model, prompt, text)
+            assert prompt[start : start + len(text)] == text
+            assert prompt[:start] == context(skins.few(), model, {"text": "~"}).split("~")[0]
+
+    def test_an_input_that_the_template_trims_is_not_found(self) -> None:
+        model = Template(CHATML.replace("m.content", "m.content | trim"))
+        assert input_start(model, context(skins.score(), model, {"text": "it  "}), "it  ") == 0
 
 
 class TestTrainingRowsAreRequests:

@@ -23,7 +23,7 @@ from pando.interface import (
 from pando.skin.linear import softmax
 from pando.skin.parts import MethodName
 from pando.skin.prediction import Prediction, spent
-from pando.skin.render import context, render, reply
+from pando.skin.render import context, input_start, render, reply
 from pando.task.rows import Output, one_text
 
 if TYPE_CHECKING:
@@ -121,9 +121,8 @@ def feature_request(skin: Skin, model: LanguageModel, inputs: Inputs) -> Feature
     assert reading is not None
     text, start = one_text(inputs), 0
     if reading.prompted:
-        whole = context(skin, model, inputs)
-        start = max(whole.rfind(text), 0)  # a template may trim the input; then the prompt is pooled with it
-        text = whole
+        prompt = context(skin, model, inputs)
+        text, start = prompt, input_start(model, prompt, text)
     return FeatureRequest(text=text, layers=reading.layers, pooling=reading.pooling, start=start, skin=_adapter(skin))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakKeyDictionary
 
@@ -27,7 +28,17 @@ class Renderer(Protocol):
     def render_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str: ...
 
 
-_replies: WeakKeyDictionary[Renderer, tuple[str, str]] = WeakKeyDictionary()
+@dataclass(frozen=True)
+class _Turns:
+    """What a base's template puts after an input (up to where the answer begins), before an answer (a space, in the
+    plain form) and after it (the end of a turn)."""
+
+    after_input: str
+    lead: str
+    end: str
+
+
+_turns: WeakKeyDictionary[Renderer, _Turns] = WeakKeyDictionary()
 
 
 def render(skin: Skin, inputs: Mapping[str, str]) -> list[Message]:
@@ -54,10 +65,16 @@ def answer_text(output: Output) -> str:
     return output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
 
 
+def input_start(model: Renderer, prompt: str, text: str) -> int:
+    """Where the input `text` begins in the prompt that `context` made of it; 0 where the template changed it."""
+    start = len(prompt) - len(_turns_of(model).after_input) - len(text)
+    return start if start > 0 and prompt.startswith(text, start) else 0
+
+
 def reply(model: Renderer, text: str, *, end: bool) -> str:
     """What follows a context when the base answers `text`, up to the end of its turn if `end`."""
-    lead, tail = _reply(model)
-    return lead + text + (tail if end else "")
+    turns = _turns_of(model)
+    return turns.lead + text + (turns.end if end else "")
 
 
 def training_example(skin: Skin, example: Input, model: Renderer) -> tuple[str, str]:
@@ -74,23 +91,24 @@ def _head(skin: Skin) -> str:
     return f"{skin.prompt.instruction}\nOptions: {', '.join(skin.labels)}"
 
 
-def _reply(model: Renderer) -> tuple[str, str]:
-    """What the base's template puts before an answer (a space, in the plain form) and after it (the end of a turn)."""
-    known = _replies.get(model)
+def _turns_of(model: Renderer) -> _Turns:
+    known = _turns.get(model)
     if known is None:
-        known = _replies[model] = _find_reply(model)
+        known = _turns[model] = _find_turns(model)
     return known
 
 
-def _find_reply(model: Renderer) -> tuple[str, str]:
-    mark = "ANSWER"
-    user: Message = {"role": "user", "content": "x"}
-    prompt = model.render_chat([user], add_generation_prompt=True)
-    spoken = model.render_chat([user, {"role": "assistant", "content": mark}], add_generation_prompt=False)
-    before, _, after = spoken.rpartition(mark)
-    lead = before.removeprefix(prompt) if before.startswith(prompt) else ""
-    if not after.strip():
+def _find_turns(model: Renderer) -> _Turns:
+    mark = "MARK"
+    asked: Message = {"role": "user", "content": mark}
+    answered: Message = {"role": "assistant", "content": mark}
+    prompt = model.render_chat([asked], add_generation_prompt=True)
+    spoken = model.render_chat([asked, answered], add_generation_prompt=False)
+    before, _, end = spoken.rpartition(mark)
+    if not end.strip():
         # no end token: a turn ends where the next one begins
-        more = model.render_chat([user, {"role": "assistant", "content": mark}, user], add_generation_prompt=False)
-        after = more.rpartition(mark)[2].removesuffix(user["content"])
-    return lead, after.rstrip()
+        more = model.render_chat([asked, answered, asked], add_generation_prompt=False)
+        end = more.rpartition(mark)[0].rpartition(mark)[2]
+    return _Turns(
+        prompt.rpartition(mark)[2], before.removeprefix(prompt) if before.startswith(prompt) else "", end.rstrip()
+    )

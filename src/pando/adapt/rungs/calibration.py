@@ -52,8 +52,8 @@ def calibrate(
     scores, truth = _scores(skin.labels, found.predictions, rows)
     weighed = np.isfinite(scores[np.arange(len(rows)), truth])
     missed = 1 - float(weighed.mean())
-    everywhere = bool(np.isfinite(scores).all())
     scores, truth = scores[weighed], truth[weighed]
+    everywhere = bool(np.isfinite(scores).all())
     if len(truth) < _FOLDS:
         return Calibrated(skin.scoring, -np.inf)
     starts = [np.zeros(len(skin.labels))]
