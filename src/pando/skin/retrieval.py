@@ -54,5 +54,6 @@ class Retrieval:
 
     def _similarity(self, text: str) -> np.ndarray:
         """Of each row, float64 [rows]."""
-        found: np.ndarray = (self.vectors @ self.words([text]).T).toarray()[:, 0]
+        # times a dense vector: many times as fast as a product of two sparse matrices
+        found: np.ndarray = self.vectors @ self.words([text]).toarray()[0]
         return found
