@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import pytest
 from hypothesis import configuration, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch loads: workers of one run share the cores
+os.environ["HF_HUB_OFFLINE"] = "0"  # tests of pulls talk to a hub of their own; checks that are imported say "1"
+# Started in the background a process ignores Ctrl-C, and so would the commands that the tests send it to.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _ROOT = Path(__file__).resolve().parent.parent
 configuration.set_hypothesis_home_dir(_ROOT / ".cache" / "hypothesis")

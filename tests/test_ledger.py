@@ -186,6 +186,7 @@ def test_a_locked_ledger_says_so(file: Path) -> None:
 
 
 def test_a_password_is_never_said() -> None:
+    pytest.importorskip("psycopg", reason="no PostgreSQL driver here")
     with pytest.raises(PandoError) as refused:
         Ledger("postgresql+psycopg://me:secret@127.0.0.1:1/none")
     assert "secret" not in str(refused.value) and "127.0.0.1" in str(refused.value)
