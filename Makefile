@@ -49,7 +49,7 @@ test: setup check
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 bench: setup .venv/peers
-	@set -e; for script in bench/[!_]*.py; do echo "== $$script"; $(PY) "$$script"; done
+	@failed=0; for script in bench/[!_]*.py; do echo "== $$script"; $(PY) "$$script" || failed=1; done; exit $$failed
 
 verify: setup .venv/peers
 	@$(PY) verify/run.py $(ONLY)
