@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +22,7 @@ from pando.engine.batch import Row, StepContext
 from pando.engine.cache import BLOCK, KVCache, digests
 from pando.engine.jobs import Generation, Job, Logits, Pooling, blocks_for
 from pando.engine.requests import RequestCompiler
+from pando.engine.ticket import Ticket
 from pando.errors import PandoError, RequestError
 from pando.interface import (
     Capabilities,
@@ -45,71 +46,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 _HEAD_ROWS = 256  # most rows of logits at once: 256 x 49k float32 are 50 MB
-
-
-class Ticket:
-    """A submitted request (see `interface.Handle`)."""
-
-    def __init__(self, request: Request, jobs: Sequence[Job], wake: Callable[[], None]) -> None:
-        self.request = request
-        self.jobs = jobs
-        self._wake = wake
-        self._done = threading.Event()
-        self._chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
-        self._answer: Any = None
-        self._error: BaseException | None = None
-        self._callbacks: list[Callable[[Ticket], None]] = []
-        self._lock = threading.Lock()
-
-    def result(self, timeout: float | None = None) -> Any:
-        """Waits for the answer: a list of Completions, Scores or Features.
-
-        Raises:
-            TimeoutError: it took longer than `timeout` seconds; the request goes on.
-        """
-        if not self._done.wait(timeout):
-            raise TimeoutError(f"no answer within {timeout} s")
-        if self._error is not None:
-            raise self._error
-        return self._answer
-
-    def stream(self) -> Iterator[Chunk]:
-        """Chunks of a generation in the order they come; the last of each sample carries its completion."""
-        while (chunk := self._chunks.get()) is not None:
-            yield chunk
-        if self._error is not None:
-            raise self._error
-
-    def abort(self) -> None:
-        """Ends the request at the next step; samples under way finish with reason "abort"."""
-        for job in self.jobs:
-            job.aborted = True
-        self._wake()
-
-    def done(self) -> bool:
-        """Whether the answer or an error is there."""
-        return self._done.is_set()
-
-    def add_done_callback(self, callback: Callable[[Ticket], None]) -> None:
-        """Calls `callback(self)` once done, on the engine's thread (at once if it is done already)."""
-        with self._lock:
-            if not self._done.is_set():
-                self._callbacks.append(callback)
-                return
-        callback(self)
-
-    def _push(self, chunk: Chunk) -> None:
-        self._chunks.put(chunk)
-
-    def _finish(self, answer: Any, error: BaseException | None = None) -> None:
-        with self._lock:
-            if self._done.is_set():
-                return
-            self._answer, self._error = answer, error
-            self._done.set()
-        self._chunks.put(None)
-        for callback in self._callbacks:
-            callback(self)
 
 
 class Engine:
@@ -429,7 +365,7 @@ class Engine:
         for job, ticket in self._running:
             if isinstance(job, Generation):
                 for chunk in job.chunks:
-                    ticket._push(chunk)
+                    ticket.push(chunk)
                 job.chunks.clear()
             if job.finished:
                 self._publish(job, digests(job.root, job.tokens[: job.computed]))
@@ -442,10 +378,10 @@ class Engine:
     def _conclude(self, job: Job, ticket: Ticket) -> None:
         job.answer = job.result()
         if isinstance(job, Generation):
-            ticket._push(Chunk(job.sampler.index, "", completion=cast(Completion, job.answer)))
+            ticket.push(Chunk(job.sampler.index, "", completion=cast(Completion, job.answer)))
         if all(other.answer is not None for other in ticket.jobs):
             answers = [other.answer for other in ticket.jobs]
-            ticket._finish(answers if isinstance(job, Generation) else answers[0])
+            ticket.finish(answers if isinstance(job, Generation) else answers[0])
 
     def _drop_aborted(self) -> None:
         for job, ticket in [pair for pair in self._running if pair[0].aborted]:
@@ -460,14 +396,14 @@ class Engine:
         if isinstance(job, Generation):
             self._conclude(job, ticket)
         else:
-            ticket._finish(None, RequestError("the request was aborted"))
+            ticket.finish(None, RequestError("the request was aborted"))
 
     def _fail(self, error: BaseException) -> None:
         for job, ticket in self._running:
             self._cache.pool.release(job.blocks)
-            ticket._finish(None, error)
+            ticket.finish(None, error)
         for _, ticket in self._waiting:
-            ticket._finish(None, error)
+            ticket.finish(None, error)
         self._running, self._waiting = [], deque()
 
 

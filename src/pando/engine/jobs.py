@@ -10,12 +10,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pando.engine.batch import Row
+from pando.engine.branches import Branches
 from pando.engine.cache import BLOCK, digests
 from pando.engine.grammar import Grammar
 from pando.engine.sampler import Sampler, token_logprob
@@ -242,51 +241,6 @@ class Generation(Job):
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest beginning of `stop` that `text` ends with."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
-
-
-@dataclass
-class Branches:
-    """Continuations merged into a prefix tree; nodes are numbered parents first, the root (the context) is -1.
-
-    Only nodes that something follows are computed: the last token of a continuation needs no forward pass.
-
-    Attributes:
-        tokens, parents, depths: of each computed node.
-        edges: (parent, token, continuation) of every continuation's every token, in order.
-    """
-
-    tokens: list[int]
-    parents: list[int]
-    depths: list[int]
-    edges: list[tuple[int, int, int]]
-
-    @classmethod
-    def build(cls, continuations: Sequence[tuple[int, list[int]]]) -> Branches:
-        """Merges (number, tokens) pairs."""
-        nodes: dict[tuple[int, int], int] = {}
-        tree = cls([], [], [], [])
-        for number, tokens in continuations:
-            parent = -1
-            for depth, token in enumerate(tokens):
-                tree.edges.append((parent, token, number))
-                if depth == len(tokens) - 1:
-                    break
-                node = nodes.get((parent, token))
-                if node is None:
-                    node = nodes[parent, token] = len(tree.tokens)
-                    tree.tokens.append(token)
-                    tree.parents.append(parent)
-                    tree.depths.append(depth)
-                parent = node
-        return tree
-
-    def visible(self) -> NDArray[np.bool_]:
-        """bool [B, B]: each node sees its ancestors and itself."""
-        mask = np.eye(len(self.tokens), dtype=bool)
-        for node, parent in enumerate(self.parents):
-            if parent >= 0:
-                mask[node] |= mask[parent]
-        return mask
 
 
 class Scoring(Job):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from pando.model.lora import LoraConfig, TrainableLora
 from pando.model.transformer import Projection, Transformer
@@ -175,8 +174,3 @@ class LoraTrainer:
         while True:
             yield from length_buckets(lengths, self.settings.batch_size, seed, epoch)
             epoch += 1
-
-
-def parameters_of(adapter: TrainableLora) -> dict[str, tuple[Tensor, Tensor]]:
-    """A copy of A and B by site, unaffected by further training."""
-    return {site: (a.clone(), b.clone()) for site, (a, b) in adapter.tensors().items()}
