@@ -34,7 +34,7 @@ def main() -> None:
 
     step("A task: is the mood of a tweet positive or negative?")
     task = WORK / "task" / "task.yaml"
-    tweets.build(ROOT / task.parent)
+    tweets.build(ROOT / task.parent, test=700)
     print((ROOT / task).read_text(encoding="utf-8").strip())
     pando("task", "check", task)
 
@@ -51,7 +51,7 @@ def main() -> None:
         ask(url)
 
     step("What it cost")
-    pando("ledger", "--by", "skin")
+    pando("ledger", "--by", "kind")
     print(f"\nAll of this took {(time.monotonic() - start) / 60:.1f} minutes.")
 
 
