@@ -24,7 +24,7 @@ from pando.adapt.lab import Lab
 from pando.adapt.rungs import RUNGS, Rung
 from pando.adapt.scorer import Evaluation, Scorer
 from pando.adapt.summary import Climbed, Tested, summarise
-from pando.errors import PandoError
+from pando.errors import BaseModelError, PandoError
 from pando.evaluate.paired import difference
 from pando.evaluate.sample import Sample
 from pando.evaluate.statistics import interval
@@ -164,6 +164,8 @@ class Ladder:
             _say(f"{rung.name}: building")
             try:
                 one = self._measure(rung)
+            except BaseModelError:
+                raise  # no rung can do with a broken base
             except PandoError as error:
                 climbed.append(Climbed(rung.name, f"failed: {error}"))
                 _say(f"{rung.name}: failed: {error}")

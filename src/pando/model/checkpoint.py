@@ -163,6 +163,21 @@ def _skeleton(config: ModelConfig) -> Transformer:
         return Transformer(config)
 
 
+def check_whole(path: Path) -> None:
+    """That a safetensors file has a sound header and all the bytes that it names; nothing else is read.
+
+    Raises:
+        BaseModelError: it has not.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np"):
+            pass
+    except SafetensorError as error:
+        raise BaseModelError(f"{path} is damaged ({error}); fetch the model again") from None
+
+
 def _read(path: Path) -> Iterable[tuple[str, Tensor]]:
     """The tensors of one file, mapped into memory and not read before they are used."""
     from safetensors import SafetensorError, safe_open

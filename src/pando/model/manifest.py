@@ -13,6 +13,7 @@ from typing import Any
 from pando.errors import BaseModelError, PandoError
 from pando.files import atomic_write, check_format, content_hash, progress
 from pando.interface import Identity
+from pando.model.checkpoint import check_whole
 
 NAME = "pando.json"
 _FORMAT = 1
@@ -49,7 +50,14 @@ def make_manifest(
     revision: str | None = None,
     licence: str | None = None,
 ) -> Manifest:
-    """Hashes the files `names` of a folder. The base's hash is over these names and their contents alone."""
+    """Hashes the files `names` of a folder. The base's hash is over these names and their contents alone.
+
+    Raises:
+        BaseModelError: a weights file is cut off or damaged.
+    """
+    for n in names:
+        if n.endswith(".safetensors"):
+            check_whole(folder / n)
     files = {}
     with progress(sum((folder / n).stat().st_size for n in names), f"hashing {name}") as advance:
         for n in sorted(names):
