@@ -304,7 +304,7 @@ def overload(b: Bench) -> str:
     """overload: over the queue's bound calls get 429, the client's own retries bring all through"""
     import openai
 
-    stubborn = openai.OpenAI(base_url=b.url, api_key=KEY, max_retries=30, timeout=300)
+    stubborn = openai.OpenAI(base_url=b.url, api_key=KEY, max_retries=300, timeout=300)
     before = _gauge(b, "pando_requests_refused_total")
 
     def ask(n: int) -> Any:
