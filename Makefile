@@ -39,7 +39,7 @@ check: .venv/ready
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
-	@.venv/bin/lint-imports --cache-dir .cache/import-linter
+	@.venv/bin/lint-imports --no-logo --cache-dir .cache/import-linter
 
 format: .venv/ready
 	@$(PY) -m ruff check --fix .

@@ -26,7 +26,7 @@ def cell(worlds: list[World], n: int, kept: Path) -> Tally:
     """Replays of one kind and size, kept on disk so that an interrupted check goes on."""
     if kept.is_file():
         return Tally(**json.loads(kept.read_text()))
-    tally = Tally()
+    tally, worlds = Tally(), [world for world in worlds if world.supports(n)]
     for seed in range(LADDERS):
         replay(worlds[seed // PER_WORLD % len(worlds)], n, seed, tally)
     aside = kept.with_suffix(".tmp")

@@ -54,6 +54,11 @@ class World:
             members = np.split(order, np.flatnonzero(np.diff(self.groups[order])) + 1)
             object.__setattr__(self, "_members", members)
 
+    def supports(self, n: int) -> bool:
+        """Whether `n` items are enough for this metric to mean something: macro F1 needs five units of each label."""
+        sizes = np.bincount(self.groups) if self.groups is not None else np.ones(1)
+        return self.metric.name != "macro_f1" or n / sizes.mean() >= 5 * len(np.unique(self.truth))
+
     def samples(self, generator: np.random.Generator, n: int, rungs: range | list[int]) -> list[Sample]:
         """Scores of the rungs on `n` items (about: whole groups) drawn with replacement, paired."""
         groups: list[str] | None = None

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pando.adapt.abstain import Answers, above_threshold, choose_threshold
-from pando.adapt.findings import calibration, confusion, coverage, disagreements, field_errors, power
+from pando.adapt.findings import calibration, confusion, coverage, disagreements, field_errors, power, rare_labels
 from pando.adapt.scorer import Evaluation
 from pando.interface import Usage
 from pando.skin import Prediction
@@ -83,6 +83,14 @@ def test_power_in_words():
     assert "0.040 to 0.050" in power([{"mde": 0.05, "n": 300}, {"mde": 0.04, "n": 300}])
     assert "difference of 0.050;" in power([{"mde": 0.05, "n": 300}])
     assert power([]) == ""
+
+
+def test_rare_labels_are_warned_of_where_they_matter():
+    found = rows("aaaaaaaabbb")
+    assert "1 of 2 labels have under 5 rows among 11 rows" in rare_labels("macro_f1", found, None)
+    assert "2 of 2 labels have under 5 groups" in rare_labels("macro_f1", found, [f"g{i % 3}" for i in range(11)])
+    assert rare_labels("accuracy", found, None) == ""
+    assert rare_labels("macro_f1", rows("aaaaabbbbb"), None) == ""
 
 
 def answers(right: list[float], confidence: list[float | None], groups=None) -> Answers:

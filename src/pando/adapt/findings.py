@@ -17,6 +17,7 @@ BINS = 10
 POINTS = 50
 SHOWN = 12
 NONE = "(none)"
+ENOUGH = 5
 
 
 def coverage(found: Evaluation) -> list[list[float]]:
@@ -100,6 +101,22 @@ def disagreements(
         }
         for i in picked[:SHOWN]
     ]
+
+
+def rare_labels(metric: str, examples: Sequence[Example], groups: Sequence[str] | None) -> str:
+    """Macro F1 where a label has under five rows, or groups: a warning in words, else nothing."""
+    if metric != "macro_f1":
+        return ""
+    pairs = {(str(e.output), groups[i] if groups else e.id) for i, e in enumerate(examples)}
+    counts = Counter(label for label, _ in pairs)
+    rare = [label for label, count in counts.items() if count < ENOUGH]
+    unit = "groups" if groups else "rows"
+    if not rare:
+        return ""
+    return (
+        f"{len(rare)} of {len(counts)} labels have under {ENOUGH} {unit} among {len(examples):,} rows: macro F1 is "
+        "uncertain beyond its interval."
+    )
 
 
 def power(comparisons: Sequence[Mapping[str, Any]]) -> str:

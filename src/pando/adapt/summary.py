@@ -15,7 +15,7 @@ from pando.evaluate.statistics import interval, lower_bound, upper_bound
 from pando.interface import Identity
 from pando.skin import Skin
 from pando.task import Example, Task
-from pando.task.splits import Splits
+from pando.task.splits import Splits, groups_of
 
 FORMAT_VERSION = 1
 
@@ -77,10 +77,16 @@ def summarise(
         "undecided": decision.undecided,
         "test": _test(tested, task.target.quality) if tested else None,
         "comparisons": comparisons,
-        "power": findings.power(comparisons),
+        "power": _power(task, splits, comparisons, tested),
         "rows": splits.report.as_dict(),
         **_details(task, splits, climbed, decision, tested),
     }
+
+
+def _power(task: Task, splits: Splits, comparisons: list[dict[str, Any]], tested: Tested | None) -> str:
+    rows = [splits.confirm, *([tested.rows] if tested else [])]
+    warnings = (findings.rare_labels(task.metric, each, groups_of(each)) for each in rows)
+    return " ".join(filter(None, [findings.power(comparisons), *warnings]))
 
 
 def _rung(one: Climbed) -> dict[str, Any]:

@@ -75,11 +75,13 @@ def quality_against_cost(report: Mapping[str, Any]) -> str:
             colour = LEAF if chosen else SKY
             axes.plot([cost, cost], [low, high], color=colour, linewidth=2, alpha=0.45, solid_capstyle="round")
             axes.plot(cost, dev["quality"], "o", color=colour, markersize=9 if chosen else 7)
+            crowded = any(_near(one, other) for other in rungs[: rungs.index(one)])
             axes.annotate(
                 one["name"],
                 (cost, dev["quality"]),
-                xytext=(9, 0),
+                xytext=(-9 if crowded else 9, 0),
                 textcoords="offset points",
+                ha="right" if crowded else "left",
                 va="center",
                 weight="bold" if chosen else "normal",
                 color=colour,
@@ -104,6 +106,12 @@ def quality_against_cost(report: Mapping[str, Any]) -> str:
         f"{one['name']} {one['dev']['quality']:.3f} at ${one['cost_per_1k']:.2g}" for one in rungs
     )
     return draw("cost", description, paint, 7.4, 4.0)
+
+
+def _near(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the names of two rungs would cover each other on the same side of their points."""
+    low, high = sorted((max(one["cost_per_1k"], 1e-6), max(other["cost_per_1k"], 1e-6)))
+    return high / low < 2 and abs(one["dev"]["quality"] - other["dev"]["quality"]) < 0.02
 
 
 def reliability(calibration: Mapping[str, Any]) -> str:
