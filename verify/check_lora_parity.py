@@ -1,4 +1,4 @@
-"""LoRA training is at least as good as a plain PEFT loop with equal settings: banking77, 2,000 rows, 1,000 tested.
+"""LoRA training is at least as good as a plain PEFT loop with equal settings, on 300 and on 2,000 rows of banking77.
 
 Both train rank 16 (alpha 32, all linear layers) for three epochs on the same tokens with the same learning rates, in
 batches of 16; the peer with transformers, PEFT, AdamW and shuffled batches, as its documentation shows. Both adapters
@@ -42,6 +42,7 @@ RANK, ALPHA, BATCH, SEED = 16, 32, 16, 0
 WARMUP, CLIP = 0.05, 1.0
 KEEP_EVERY = 25  # steps of the peer
 PART = 100  # rows answered between two notes
+ROWS, TESTED = (300, 2000), 1000
 WORST = 0.02  # accuracy that one run may lose to the other by chance
 
 
@@ -189,8 +190,8 @@ def answers(work: Work, adapter: Path, engine: Callable[[], Any]) -> list[bool]:
     return found
 
 
-def compare(work: Work) -> int:
-    """Trains and asks both, prints the table; the exit code."""
+def compare(work: Work) -> tuple[str, bool]:
+    """Trains and asks both, prints the table; the result in words, and whether ours is worse."""
     import pando
 
     engines: list[Any] = []
@@ -215,18 +216,19 @@ def compare(work: Work) -> int:
     low, high = tango(better, worse, len(pairs), 0.025)
     gap = (better - worse) / len(pairs)
     shares = {name: sum(found) / len(found) for name, found in right.items()}
-    print(
-        f"accuracy {shares['pando']:.3f} here, {shares['PEFT']:.3f} with PEFT: {gap:+.3f} ({low:+.3f} to {high:+.3f}), "
-        f"p {mcnemar(better, worse):.2f}, {len(work.train)} rows, {len(pairs)} tested"
+    words = (
+        f"{len(work.train)} rows: accuracy {shares['pando']:.3f} here, {shares['PEFT']:.3f} with PEFT: "
+        f"{gap:+.3f} ({low:+.3f} to {high:+.3f}), p {mcnemar(better, worse):.2f}, {len(pairs)} tested"
     )
-    return int(high < 0 or gap < -WORST)
+    print(words, flush=True)
+    return words, high < 0 or gap < -WORST
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a handful of rows, nothing kept")
     quick = parser.parse_args().quick
-    train, test = read("train", 32 if quick else 2000), read("test", 6 if quick else 1000)
+    train, test = read("train", 32 if quick else max(ROWS)), read("test", 6 if quick else TESTED)
     if train is None or test is None:
         print("banking77 is not here (set PANDO_DATA)")
         return 77
@@ -235,10 +237,17 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             compare(Work(base, train, test, 1, Path(folder)))
         return 0
-    folder = Path(os.environ.get("VERIFY_WORK") or ROOT / ".cache" / "verify" / "lora_parity.work")
-    folder /= base.identity.hash.removeprefix("sha256:")[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    return compare(Work(base, train, test, 3, folder))
+    kept = Path(os.environ.get("VERIFY_WORK") or ROOT / ".cache" / "verify" / "lora_parity.work")
+    kept /= base.identity.hash.removeprefix("sha256:")[:16]
+    said, wrong = [], False
+    for count in ROWS:
+        folder = kept / str(count)
+        folder.mkdir(parents=True, exist_ok=True)
+        words, worse = compare(Work(base, train[:count], test, 3, folder))
+        said.append(words)
+        wrong |= worse
+    print("; ".join(said))
+    return int(wrong)
 
 
 if __name__ == "__main__":

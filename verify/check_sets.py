@@ -7,34 +7,20 @@ training labels shuffled.
 from __future__ import annotations
 
 import csv
-import gzip
 import json
-import os
 import random
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ladders import ABSENT, DATA, climb, rows, work_folder, write
 from scipy.stats import binomtest
 
 from pando.evaluate.statistics import holm
 
-DATA = Path(os.environ.get("PANDO_DATA", "../shared/data"))
 KEYS = {"task", "base", "mode", "rungs", "chosen", "why", "test", "comparisons", "rows", "seconds"}
-
-
-def rows(name: str, most: int) -> list[dict[str, Any]]:
-    data = (DATA / name).read_bytes()
-    text = gzip.decompress(data) if name.endswith(".gz") else data
-    return [json.loads(line) for line in text.decode().splitlines()[:most]]
-
-
-def write(path: Path, found: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in found))
 
 
 def spam(folder: Path) -> dict[str, Any]:
@@ -124,19 +110,6 @@ SETS: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 
 
-def climb(name: str, work: Path) -> dict[str, Any]:
-    """The report of `pando adapt` on a set; one that is there already is taken."""
-    folder = work / name
-    folder.mkdir(parents=True, exist_ok=True)
-    task = {"name": name, **SETS[name](folder)}
-    (folder / "task.yaml").write_text(yaml.safe_dump(task))
-    arguments = [str(folder / "task.yaml"), "--mode", "sweep", "--out", str(folder / "out"), "--json"]
-    done = subprocess.run([sys.executable, "-m", "pando", "adapt", *arguments], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(f"{name}: pando adapt ended with {done.returncode}")
-    return dict(json.loads(done.stdout))
-
-
 def faults_of(report: dict[str, Any], out: Path) -> list[str]:
     """What is missing in a report that ought to hold a decision."""
     found = []
@@ -168,19 +141,17 @@ def beats_chance(report: dict[str, Any], folder: Path) -> list[str]:
 
 def main() -> int:
     if not (DATA / "README.md").exists():
-        print(f"no data sets at {DATA}; name their folder in PANDO_DATA")
+        print(ABSENT)
         return 77
-    work = Path(os.environ.get("VERIFY_WORK") or ".cache/verify/sets").absolute()
-    os.environ["PANDO_LEDGER"] = f"sqlite:///{work / 'ledger.sqlite'}"
-    work.mkdir(parents=True, exist_ok=True)
+    work = work_folder("sets")
     faults, said = [], []
     for name in sys.argv[1:] or SETS:
-        report = climb(name, work)
-        rungs = ", ".join(f"{r['name']} {r['dev']['quality']:.3f}" for r in report["rungs"] if r["dev"])
-        print(f"{name}: {report['chosen']} in {report['seconds'] / 60:.1f} min ({rungs}): {report['why']}", flush=True)
-        faults += [f"{name}: {fault}" for fault in faults_of(report, work / name / "out")]
+        folder = work / name
+        folder.mkdir(exist_ok=True)
+        report = climb({"name": name, **SETS[name](folder)}, folder)
+        faults += [f"{name}: {fault}" for fault in faults_of(report, folder / "out")]
         if name == "shuffled":
-            winners = beats_chance(report, work / name)
+            winners = beats_chance(report, folder)
             faults += [f"shuffled labels: {winner} beats chance" for winner in winners]
             faults += [f"shuffled labels: {report['chosen']} passes"] * bool(report["chosen"])
         said.append(f"{name} {report['chosen']}")
