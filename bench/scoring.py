@@ -20,7 +20,7 @@ from typing import Any
 import _hellaswag
 from _common import Ratio, alternate, arguments, machine, need, report, spread, start, today, versions
 
-SHOTS, ROWS, PROBE = 10, 60, 8
+SHOTS, ROWS, PROBE = 10, 24, 3
 BATCHES = (1, 4, 8, 16)
 TARGET = 4.0
 FURTHEST = 1e-3  # nats
