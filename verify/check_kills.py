@@ -21,7 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 KILLS = 10
-TRAIN, TEST = 300, 150
+TRAIN, TEST = 200, 100
 
 
 def make_task(folder: Path) -> Path:

@@ -34,7 +34,7 @@ def main() -> None:
 
     step("A task: is the mood of a tweet positive or negative?")
     task = WORK / "task" / "task.yaml"
-    tweets.build(ROOT / task.parent, test=700)
+    tweets.build(ROOT / task.parent, train=600, test=400)
     print((ROOT / task).read_text(encoding="utf-8").strip())
     pando("task", "check", task)
 
