@@ -19,6 +19,8 @@ from pando.errors import PandoError
 VERBS = {
     "pull": "Bring a base model: a known name, a hub id, a folder or a GGUF file.",
     "doctor": "Say what this machine offers and what is missing.",
+    "pretrain": "Train a base model on a corpus; or say what it will take (--plan).",
+    "runs": "Show pretraining runs: losses, speed, cost, side by side.",
     "task": "Check a task file, show what a model sees of it, print its schema.",
     "adapt": "Climb the ladder: measure every rung on a task and decide.",
     "skins": "List skins, or show one.",
