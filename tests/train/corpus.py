@@ -19,7 +19,8 @@ TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-WORDS = "the a small old red cat dog bird sat ran saw slept on under near mat tree house and then again".split()
+TEXT = "the a small old red cat dog bird sat ran saw slept on under near mat tree house and then again"
+WORDS = TEXT.split()
 
 
 def tokenizer(specials: Sequence[str] = SPECIALS, size: int = 400) -> Tokenizer:
@@ -33,7 +34,7 @@ def tokenizer(specials: Sequence[str] = SPECIALS, size: int = 400) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    made.train_from_iterator([" ".join(WORDS)] * 3, trainer)
+    made.train_from_iterator([TEXT] * 3, trainer)
     return made
 
 
@@ -77,7 +78,9 @@ def write_shards(
     for split, kept in (("train", False), ("validation", True)):
         mine = [i for i in range(len(documents)) if (i in held) == kept]
         splits[split] = [
-            _shard(folder, f"{split}-{n:05d}", [(documents[i], sizes[i], sources[i]) for i in mine[at : at + per_shard]])
+            _shard(
+                folder, f"{split}-{n:05d}", [(documents[i], sizes[i], sources[i]) for i in mine[at : at + per_shard]]
+            )
             for n, at in enumerate(range(0, len(mine), per_shard))
         ]
     counted = [
@@ -111,5 +114,13 @@ def _shard(folder: Path, name: str, rows: Sequence[tuple[Sequence[int], int, int
     table = np.array([[end, size, source] for end, (_, size, source) in zip(ends, rows, strict=True)], dtype="<u8")
     (folder / f"{name}.bin").write_bytes(tokens.tobytes())
     (folder / f"{name}.idx").write_bytes(table.tobytes())
-    counts = {"tokens": len(tokens), "documents": len(rows), "hash": content_hash(folder / f"{name}.bin")}
-    return {"file": f"{name}.bin", "index": f"{name}.idx", **counts}
+    hashes = {"hash": content_hash(folder / f"{name}.bin"), "index_hash": content_hash(folder / f"{name}.idx")}
+    counts = {"tokens": len(tokens), "documents": len(rows)}
+    return {"file": f"{name}.bin", "index": f"{name}.idx", **counts, **hashes}
+
+
+def rehash(folder: Path, **changes: Any) -> None:
+    """Changes the manifest and mends its hash."""
+    manifest = json.loads((folder / "manifest.json").read_text()) | changes
+    del manifest["hash"]
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"hash": content_hash(manifest)}))

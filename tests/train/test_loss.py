@@ -70,18 +70,18 @@ def test_bfloat16_head_and_autocast_are_near_float32() -> None:
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(60, 32, generator=generator), torch.randn(90, 32, generator=generator)
     targets = torch.randint(0, 90, (60,), generator=generator)
-    exact = head_loss(hidden, weight, targets)[0]
+    exact = head_loss(hidden, weight, targets)[0].detach()
     rounded = weight.bfloat16().requires_grad_()
     total, nats, _ = head_loss(hidden, rounded, targets, chunk=16)
     total.backward()
     assert rounded.grad is not None and rounded.grad.dtype == torch.bfloat16 and nats.dtype == torch.float32
-    assert abs(float(total - exact)) < 0.01 * float(exact)
+    assert abs(float(total.detach() - exact)) < 0.01 * float(exact)
     master = weight.clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         cast = head_loss(hidden, master, targets, chunk=16)[0]
     cast.backward()
     assert master.grad is not None and master.grad.dtype == torch.float32
-    assert abs(float(cast - exact)) < 0.01 * float(exact)
+    assert abs(float(cast.detach() - exact)) < 0.01 * float(exact)
 
 
 def test_full_logits_are_never_built() -> None:
@@ -102,7 +102,7 @@ def test_full_logits_are_never_built() -> None:
     hidden, weight = (torch.randn(n, 8, requires_grad=True) for n in (512, 256))
     with Watch():
         head_loss(hidden, weight, torch.zeros(512, dtype=torch.int64), chunk=32)[0].backward()
-    assert largest == 512 * 8
+    assert largest == 32 * 256
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def gradients(made: Transformer, batches: list[Batch]) -> tuple[float, list[torc
     sums = [torch.zeros_like(p) for p in parameters]
     for one in batches:
         loss = batch_loss(made, one, z_loss=1e-3).total / weight
-        total += float(loss)
+        total += float(loss.detach())
         for s, g in zip(sums, torch.autograd.grad(loss, parameters), strict=True):
             s += g
     return total, sums

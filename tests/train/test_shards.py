@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pando.errors import DataError, FormatVersionError
+from pando.files import content_hash
 from pando.train.shards import open_shards
 from tests.train import corpus
 
@@ -15,7 +16,9 @@ DOCUMENTS = [[5, 6, 0], [7, 0], [8, 9, 300, 0], [0], [4, 0]]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return corpus.write_shards(tmp_path, DOCUMENTS, sizes=[9, 8, 7, 0, 5], names=("a", "b"), per_shard=2, validation=[1])
+    return corpus.write_shards(
+        tmp_path, DOCUMENTS, sizes=[9, 8, 7, 0, 5], names=("a", "b"), per_shard=2, validation=[1]
+    )
 
 
 def test_documents_come_back_as_they_were_written(folder: Path) -> None:
@@ -29,16 +32,11 @@ def test_documents_come_back_as_they_were_written(folder: Path) -> None:
     assert train.tokens == sum(map(len, kept))
     assert [document.tokens.tolist() for document in shards.documents("validation")] == [[7, 0]]
     assert len(shards.documents("test")) == 0
-    assert (shards.end, shards.vocab_size) == (0, 400)
+    assert (shards.end, shards.vocab_size) == (0, corpus.tokenizer().get_vocab_size())
     assert [(source.name, source.documents) for source in shards.sources] == [("a", 3), ("b", 2)]
     assert shards.tokenizer_file == folder / "tokenizer.json"
     with pytest.raises(IndexError):
         train[4]
-
-
-def change(folder: Path, **changes: object) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | changes))
 
 
 @pytest.mark.parametrize(
@@ -48,20 +46,23 @@ def change(folder: Path, **changes: object) -> None:
         ({"splits": None}, "splits"),
         ({"vocab_size": "many"}, "vocab_size"),
         ({"sources": [3]}, "sources"),
-        ({"hash": None}, "hash"),
         ({"format_version": None}, "format version"),
     ],
 )
 def test_damaged_manifest_is_one_line(folder: Path, changes: dict, named: str) -> None:
-    change(folder, **changes)
+    corpus.rehash(folder, **changes)
     with pytest.raises(Exception, match=named) as error:
         open_shards(folder)
     assert type(error.value).__module__ == "pando.errors" and "manifest.json" in str(error.value)
 
 
 def test_newer_formats_and_folders_without_a_corpus_are_refused(folder: Path, tmp_path: Path) -> None:
-    change(folder, format_version=2)
+    corpus.rehash(folder, format_version=2)
     with pytest.raises(FormatVersionError):
+        open_shards(folder)
+    manifest = json.loads((folder / "manifest.json").read_text()) | {"format_version": 1, "vocab_size": 401}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="has been changed"):
         open_shards(folder)
     (folder / "manifest.json").write_text("{")
     with pytest.raises(DataError, match="damaged"):
@@ -89,8 +90,13 @@ def test_changed_files_are_named_when_they_are_read(folder: Path) -> None:
         broken = table.copy()
         broken[place] = value
         index.write_bytes(broken.tobytes())
-        with pytest.raises(DataError, match=r"train-00001\.idx is damaged"):
+        with pytest.raises(DataError, match=r"train-00001\.idx is not what"):
             train[2]
+        splits = json.loads((folder / "manifest.json").read_text())["splits"]
+        splits["train"][1]["index_hash"] = content_hash(index)
+        corpus.rehash(folder, splits=splits)
+        with pytest.raises(DataError, match=r"train-00001\.idx is damaged"):
+            open_shards(folder).documents("train")[2]
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(DataError, match=r"tokenizer\.json is not what"):
         _ = open_shards(folder).tokenizer_file

@@ -27,6 +27,7 @@ VERBS = {
     "predict": "Answer every row of a file with a skin.",
     "chat": "Talk to a base model or a skin in the terminal.",
     "serve": "Serve the base and all skins over HTTP, as OpenAI does.",
+    "export": "Write a base as a Hugging Face folder or a GGUF file.",
     "ledger": "Show what was spent: tokens, seconds, money.",
 }
 _MEND = {

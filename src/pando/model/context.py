@@ -85,7 +85,9 @@ class RowContext(Context):
         self._mask: Tensor | None = None
         self._parts: _Parts | None = None
         if positions is None:
-            positions = places if documents is None else places - torch.where(_starts(documents), places, 0).cummax(1)[0]
+            positions = (
+                places if documents is None else places - torch.where(_starts(documents), places, 0).cummax(1)[0]
+            )
         if documents is not None or prefix is not None:
             if documents is None:
                 documents = torch.zeros_like(tokens)
@@ -97,8 +99,9 @@ class RowContext(Context):
 
     def attend(self, layer: int, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self._parts is not None:
-            return self._parts.attend(q, k, v)
-        out = F.scaled_dot_product_attention(
+            found: Tensor = self._parts.attend(q, k, v)
+            return found
+        out: Tensor = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
             v.transpose(1, 2),
@@ -148,7 +151,7 @@ class _Parts:
         torch.cumsum(prefix.flatten(), 0, out=heads[1:])
         return cls(lengths, list(map(_part_mask, lengths, (heads[ends] - heads[begins]).tolist())))
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [B, T, heads, d] over k, v [B, T, kv_heads, d]; shaped like q."""
         parts = []

@@ -88,8 +88,10 @@ def collate_rows(rows: Sequence[Sequence[Piece]], length: int, names: tuple[str,
                 prefix[r, at : at + min(example.prefix, stop) - start] = True
             at += stop - start
         positions[r, at:] = steps[: length - at]
-    arrays = (torch.from_numpy(array) for array in (tokens, targets, documents, positions, prefix, objective))
-    return Batch(*arrays, names, _places(torch.from_numpy(targets)))  # type: ignore[misc]
+    arrays = dict(
+        zip(_ARRAYS, map(torch.from_numpy, (tokens, targets, documents, positions, prefix, objective)), strict=True)
+    )
+    return Batch(**arrays, names=names, places=_places(arrays["targets"]))
 
 
 def _places(targets: Tensor) -> Tensor:

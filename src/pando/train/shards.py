@@ -109,12 +109,16 @@ def open_shards(folder: str | Path) -> Shards:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{folder} holds no corpus ({MANIFEST} is missing); make one with: pando corpus build") from None
+        raise DataError(
+            f"{folder} holds no corpus ({MANIFEST} is missing); make one with: pando corpus build"
+        ) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path} is damaged ({error}); {_MEND}") from None
     if not isinstance(manifest, dict):
         raise DataError(f"{path} is damaged (no JSON object); {_MEND}")
     check_format(str(path), manifest.get("format_version"), FORMAT)
+    if content_hash({key: value for key, value in manifest.items() if key != "hash"}) != manifest.get("hash"):
+        raise DataError(f"{path} has been changed (its own hash differs); {_MEND}")
     return Shards(folder, manifest)
 
 
@@ -161,7 +165,8 @@ class _Shard:
     def __init__(self, folder: Path, entry: dict[str, Any], dtype: str, shards: Shards) -> None:
         self.tokens, self.documents = _count(folder, entry, "tokens"), _count(folder, entry, "documents")
         self._bin, self._idx = (folder / _text(folder, entry, name) for name in ("file", "index"))
-        self._hash, self._dtype, self._end = _text(folder, entry, "hash"), dtype, shards.end
+        self._hash, self._index_hash = _text(folder, entry, "hash"), _text(folder, entry, "index_hash")
+        self._dtype, self._end = dtype, shards.end
         self._sources = len(shards.sources)
         self._maps: tuple[NDArray[Any], NDArray[Any]] | None = None
 
@@ -175,9 +180,10 @@ class _Shard:
         tokens = _mapped(self._bin, _DTYPES[self._dtype], self.tokens)
         table = _mapped(self._idx, "<u8", 3 * self.documents).reshape(-1, 3)
         _check_hash(self._bin, self._hash)
+        _check_hash(self._idx, self._index_hash)
         ends = table[:, 0]
-        sound = bool((ends[1:] > ends[:-1]).all()) and (ends[-1:] == self.tokens).all() and (ends[:1] > 0).all()
-        if not sound or not (table[:, 2] < self._sources).all() or not (tokens[ends - 1] == self._end).all():
+        sound = (ends[1:] > ends[:-1]).all() and (ends[-1:] == self.tokens).all() and (ends[:1] > 0).all()
+        if not (sound and (table[:, 2] < self._sources).all() and (tokens[ends - 1] == self._end).all()):
             raise DataError(f"{self._idx} is damaged: it does not fit {self._bin.name}; {_MEND}")
         self._maps = (tokens, table)
         return self._maps

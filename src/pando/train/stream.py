@@ -49,7 +49,8 @@ class Stream:
         self._length, self._seed = sequence_length, seed
         self._maker = _Maker(mixture, sequence_length, seed)
         self._packer = Packer(sequence_length, seed)
-        self._pool = min(POOL, len(self._documents))
+        # a share of a small corpus only, so that its epochs do not run into each other
+        self._pool = min(POOL, max(64, len(self._documents) // 8))
 
     def __iter__(self) -> Iterator[Batch]:
         return self

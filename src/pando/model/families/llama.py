@@ -40,7 +40,5 @@ FAMILY = Family(
     hf_config=lambda config: write_decoder(config, "LlamaForCausalLM", mlp_bias=True),
     keys=hf_names,
     ignored=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
-    gguf=Gguf(
-        "llama", lambda s: read_gguf_decoder(s, "llama", qk_norm=False), write_gguf_decoder, gguf_names, _paired
-    ),
+    gguf=Gguf("llama", lambda s: read_gguf_decoder(s, "llama", qk_norm=False), write_gguf_decoder, gguf_names, _paired),
 )

@@ -33,7 +33,11 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
 def _hf_config(config: ModelConfig) -> dict[str, Any]:
     layers = len(config.layers)
     windows = {"use_sliding_window": False, "sliding_window": None, "max_window_layers": layers}
-    return write_decoder(config, "Qwen3ForCausalLM", mlp_bias=False) | windows | {"layer_types": ["full_attention"] * layers}
+    return (
+        write_decoder(config, "Qwen3ForCausalLM", mlp_bias=False)
+        | windows
+        | {"layer_types": ["full_attention"] * layers}
+    )
 
 
 FAMILY = Family(

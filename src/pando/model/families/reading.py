@@ -77,7 +77,9 @@ class Switches:
         """Refuses a list that holds anything but `allowed`."""
         value = self._get(key, [])
         if not isinstance(value, list) or any(one != allowed for one in value):
-            raise BaseModelError(f"{self._what}: {key} = {value!r} is not supported (only {allowed!r} in each place is)")
+            raise BaseModelError(
+                f"{self._what}: {key} = {value!r} is not supported (only {allowed!r} in each place is)"
+            )
 
     def ignore(self, *keys: str) -> None:
         """Lets keys through that change nothing here."""

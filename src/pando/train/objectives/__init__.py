@@ -106,7 +106,9 @@ def _part(name: str, options: dict[str, Any], tokenizer: Any, shards: Shards) ->
     sources = _sources(name, options.pop("sources", None), shards)
     known = [p for p in inspect.signature(kind).parameters if p not in ("tokenizer", "end")]
     for unknown in options.keys() - set(known):
-        raise PandoError(f"objectives.{name}: no option {unknown!r}; there are {', '.join(['weight', 'sources', *known])}")
+        raise PandoError(
+            f"objectives.{name}: no option {unknown!r}; there are {', '.join(['weight', 'sources', *known])}"
+        )
     if missing := kind.needs(tokenizer):
         some = ", ".join(missing[:4]) + (", ..." if len(missing) > 4 else "")
         raise PandoError(

@@ -21,8 +21,8 @@ PREFIX, MIDDLE, SUFFIX = MARKS = ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suf
 class Fim:
     """Causal prediction of documents whose middle has been moved to the end, so that it is learnt from both sides.
 
-    A document is cut in three at random. It becomes prefix, suffix, middle (PSM) or suffix, prefix, middle (SPM), marked
-    as StarCoder's and Code Llama's are. Marks are read and never learnt: whoever asks for a middle writes them.
+    A document is cut in three at random. It becomes prefix, suffix, middle (PSM) or suffix, prefix, middle (SPM),
+    marked as StarCoder's and Code Llama's are. Marks are read and never learnt: whoever asks for a middle writes them.
 
     Args:
         tokenizer, end: as for every objective.

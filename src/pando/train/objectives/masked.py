@@ -38,7 +38,7 @@ class Masked:
         if type(whole_words) is not bool:
             raise PandoError(f"objectives.masked: whole_words is {whole_words!r}; expected true or false")
         self._end, self._rate = end, rate
-        self._mask = tokenizer.token_to_id(MASK)
+        self._mask = int(tokenizer.token_to_id(MASK) or 0)
         specials = tokenizer.get_added_tokens_decoder()
         self._ordinary = np.array([i for i in range(tokenizer.get_vocab_size()) if i not in specials], np.int32)
         self._words = _Words(tokenizer) if whole_words else None
@@ -73,7 +73,7 @@ class Masked:
 
 
 class _Words:
-    """Which tokens make a word. A word is letters, digits and what is not ASCII; all else stands alone or begins one."""
+    """Which tokens make a word: letters, digits and what is not ASCII; all else stands alone or begins one."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         spelled = Spelling(tokenizer)(range(tokenizer.get_vocab_size()))

@@ -1,7 +1,7 @@
-"""The span objective: spans of tokens are cut out and written down after the rest (T5, arXiv 1910.10683, section 3.1.4).
+"""The span objective: spans of tokens are cut out and written down after the rest (T5, arXiv 1910.10683, part 3.1.4).
 
-An encoder-decoder would read the rest and write the spans. Here one stack does both, as a prefix language model: what is
-read sees itself both ways, what is written sees all that was read and its own past.
+An encoder-decoder would read the rest and write the spans. Here one stack does both, as a prefix language model: what
+is read sees itself both ways, what is written sees all that was read and its own past.
 """
 
 from __future__ import annotations
