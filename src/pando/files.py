@@ -43,6 +43,27 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
 
 
 @contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yields a path beside `path` to write a large file to; on success it takes its place, else it is removed.
+
+    Raises:
+        PandoError: the file cannot be written (full disk, no permission, no such folder); an old one stays.
+    """
+    path = Path(path)
+    temporary = _aside(path)
+    try:
+        yield temporary
+        _fsync(temporary)
+        temporary.replace(path)
+        _fsync(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def atomic_dir(path: str | Path) -> Iterator[Path]:
     """Yields an empty folder beside `path` to fill; on success it takes the place of `path`, else it is removed.
 

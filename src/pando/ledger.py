@@ -1,4 +1,4 @@
-"""What was spent: one line for each build, evaluation, opening of a test split and served call.
+"""What was spent: one line for each build, evaluation, opening of a test split, served call and pretraining session.
 
 SQLite in `$PANDO_HOME` by default, PostgreSQL by URL, both through SQLAlchemy. A line is on disk when `record`
 returns, so a crash loses at most the call in flight. Several threads and processes may write to one ledger.
@@ -26,7 +26,7 @@ from pando.interface import Identity, Latency, Usage
 from pando.settings import load_settings
 
 FORMAT_VERSION = 1
-Kind = Literal["build", "call", "eval", "test_opening"]
+Kind = Literal["build", "call", "eval", "pretrain", "test_opening"]
 By = Literal["skin", "day", "kind"]
 
 _meta = sa.MetaData()
@@ -100,7 +100,8 @@ class Line:
     """One line of the ledger.
 
     Attributes:
-        kind: "build" of a rung, "eval" of a candidate, "test_opening" of a sealed split, or a served "call".
+        kind: "build" of a rung, "eval" of a candidate, "test_opening" of a sealed split, a served "call", or a session
+            of a "pretrain" run, with forecast and actual figures in `detail` once it is finished.
         skin: the skin's name; None for the base itself.
         skin_version: its content hash.
         base: the base model that did the work; None where none did (a floor).

@@ -19,12 +19,15 @@ from pando.errors import PandoError
 VERBS = {
     "pull": "Bring a base model: a known name, a hub id, a folder or a GGUF file.",
     "doctor": "Say what this machine offers and what is missing.",
+    "pretrain": "Train a base model on a corpus; or say what it will take (--plan).",
+    "runs": "Show pretraining runs: losses, speed, cost, side by side.",
     "task": "Check a task file, show what a model sees of it, print its schema.",
     "adapt": "Climb the ladder: measure every rung on a task and decide.",
     "skins": "List skins, or show one.",
     "predict": "Answer every row of a file with a skin.",
     "chat": "Talk to a base model or a skin in the terminal.",
     "serve": "Serve the base and all skins over HTTP, as OpenAI does.",
+    "export": "Write a base as a Hugging Face folder or a GGUF file.",
     "ledger": "Show what was spent: tokens, seconds, money.",
 }
 _MEND = {

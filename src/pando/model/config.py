@@ -6,7 +6,7 @@ from its config alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -47,13 +47,18 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """Grouped-query attention (arXiv 2305.13245): `heads` queries share `kv_heads` keys and values."""
+    """Grouped-query attention (arXiv 2305.13245): `heads` queries share `kv_heads` keys and values.
+
+    `qk_norm`: queries and keys are brought to unit mean square, head by head, before they are rotated (arXiv
+    2010.04245 in the form of Qwen3, arXiv 2505.09388).
+    """
 
     heads: int
     kv_heads: int
     head_dim: int
     rope: RopeConfig
     bias: bool = False
+    qk_norm: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,24 @@ class LayerConfig:
 
 
 @dataclass(frozen=True)
+class InitConfig:
+    """How fresh weights are drawn. Of no account once a model is trained, and not kept with it.
+
+    Attributes:
+        matrices: standard deviation of the matrices of the blocks; None is 1 / sqrt(inputs), which keeps the scale of
+            what goes through whatever the width.
+        outputs: factor on the two matrices of a block that write to the residual stream. 0 makes every block begin as
+            the identity; 1 / sqrt(2 * layers) is GPT-2's rule.
+        embedding, head: standard deviations; a tied head is the embedding.
+    """
+
+    matrices: float | None = None
+    outputs: float = 0.0
+    embedding: float = 0.02
+    head: float = 0.02
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only transformer.
 
@@ -84,7 +107,8 @@ class ModelConfig:
         context_length: most positions, in tokens.
         norm_eps: epsilon of every RMSNorm.
         tied: the output head is the embedding.
-        initializer_range: standard deviation of fresh weights.
+        initializer_range: standard deviation of fresh weights where `init` does not say more.
+        init: how weights are drawn for pretraining; None: all alike, as the family's own code does.
     """
 
     family: str
@@ -95,12 +119,14 @@ class ModelConfig:
     norm_eps: float = 1e-5
     tied: bool = False
     initializer_range: float = 0.02
+    init: InitConfig | None = field(default=None, compare=False)
 
     @property
     def parameters(self) -> int:
         """Number of weights, the tied head counted once."""
         embeddings = self.vocab_size * self.d_model * (1 if self.tied else 2)
         norms = self.d_model * (2 * len(self.layers) + 1)
+        norms += sum(2 * layer.attention.head_dim for layer in self.layers if layer.attention.qk_norm)
         biases = sum(self._biases(layer) for layer in self.layers)
         return embeddings + norms + biases + sum(map(self._matrix_weights, self.layers))
 

@@ -6,9 +6,12 @@ it: the content hash of a base, and with it every skin, depends on them.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pando.errors import BaseModelError
+from pando.model.checkpoint import read_json
+from pando.model.tokenizer import Tokenizer
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = range(1, 7)  # tokenizer.ggml.token_type
 
@@ -43,6 +46,8 @@ _PRE_TOKENIZERS = {  # tokenizer.ggml.pre
     "llama-bpe": _split(_LLAMA3),
     "llama3": _split(_LLAMA3),
     "llama-v3": _split(_LLAMA3),
+    "dbrx": _split(_LLAMA3),
+    "smaug-bpe": _split(_LLAMA3),
     "qwen2": _split(_QWEN2),
 }
 _WHOLE_WORDS_FIRST = {"llama-bpe", "llama3", "llama-v3"}  # a word that is a token is taken without merging
@@ -228,3 +233,64 @@ def _generation_config(fields: dict[str, Any], specials: dict[str, tuple[int, st
     if ends:
         config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
     return config
+
+
+def write_tokenizer(folder: Path, vocab_size: int) -> dict[str, Any]:
+    """The tokenizer of a Hugging Face folder as the fields that `read_tokenizer` reads. Only byte-level BPE has one.
+
+    Args:
+        vocab_size: rows of the model's table; those that are no token are filled up with unused ones.
+
+    Raises:
+        BaseModelError: a part of the tokenizer has no form in GGUF; names it.
+    """
+    path = folder / "tokenizer.json"
+    raw, tokenizer = read_json(path), Tokenizer(folder)
+    model = raw.get("model") or {}
+    if model.get("type") != "BPE" or model.get("byte_fallback") or model.get("unk_token"):
+        raise BaseModelError(f"{path}: only byte-level BPE can be written as GGUF here, not {model.get('type')}")
+    tokens = [tokenizer.raw.id_to_token(i) for i in range(vocab_size)]
+    special = {entry["id"]: entry.get("special", False) for entry in raw.get("added_tokens") or []}
+    types = [_UNUSED if token is None else _NORMAL for token in tokens]
+    for i, control in special.items():
+        types[i] = _CONTROL if control else _USER
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    ids = tokenizer.encode("a")
+    bos, eos = tokenizer.bos_id, tokenizer.raw.token_to_id(tokenizer.specials.get("eos_token", ""))
+    fields: dict[str, Any] = {
+        "model": "gpt2",
+        "pre": _pre_name(path, raw, bool(model.get("ignore_merges"))),
+        "tokens": [token or f"[unused {i}]" for i, token in enumerate(tokens)],
+        "token_type": types,
+        "merges": merges,
+        "add_bos_token": len(ids) > 1 and ids[0] == bos,
+        "add_eos_token": len(ids) > 1 and ids[-1] == eos,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "padding_token_id": tokenizer.raw.token_to_id(tokenizer.specials.get("pad_token", "")),
+    }
+    others = sorted(tokenizer.eos_ids - {eos})
+    if others:
+        fields["eot_token_id"] = others[0]
+    found = {f"tokenizer.ggml.{name}": value for name, value in fields.items() if value is not None}
+    template = tokenizer.template_source
+    return found if template is None else found | {"tokenizer.chat_template": template}
+
+
+def _pre_name(path: Path, raw: dict[str, Any], ignore_merges: bool) -> str:
+    """What llama.cpp calls the way this tokenizer cuts text into words."""
+    steps = raw.get("pre_tokenizer") or {}
+    steps = steps.get("pretokenizers", [steps]) if steps.get("type") == "Sequence" else [steps]
+    normalizer = (raw.get("normalizer") or {}).get("type")
+    for name, known in _PRE_TOKENIZERS.items():
+        same = (name in _WHOLE_WORDS_FIRST) == ignore_merges and normalizer == ("NFC" if name in _COMPOSED else None)
+        if same and _bare(steps) == _bare(known):
+            return name
+    raise BaseModelError(
+        f"{path}: llama.cpp has no name for the way this tokenizer cuts text (pre_tokenizer, normalizer); use --to hf"
+    )
+
+
+def _bare(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without what bears on offsets only."""
+    return [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps]

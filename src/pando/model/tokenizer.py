@@ -108,11 +108,16 @@ class Tokenizer:
         text = self._template.render(messages, add_generation_prompt)
         return text.removeprefix(self.specials["bos_token"]) if self._adds_bos else text
 
+    @property
+    def template_source(self) -> str | None:
+        """The text of the chat template, if the model brings one."""
+        return _template_source(self._folder / "chat_template.jinja", self._settings)
+
     @cached_property
     def _template(self) -> ChatTemplate | None:
         from pando.model.chat import ChatTemplate
 
-        source = _template_source(self._folder / "chat_template.jinja", self._settings)
+        source = self.template_source
         return None if source is None else ChatTemplate(source, self.specials)
 
     def _id(self, name: str) -> int | None:

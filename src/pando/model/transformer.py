@@ -53,9 +53,9 @@ class Projection(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention with rotary positions."""
+    """Grouped-query attention with rotary positions; who sees whom is the context's business."""
 
-    def __init__(self, layer: int, d_model: int, config: AttentionConfig) -> None:
+    def __init__(self, layer: int, d_model: int, config: AttentionConfig, norm_eps: float) -> None:
         super().__init__()
         site = f"layers.{layer}.attention"
         inner, inner_kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
@@ -64,16 +64,26 @@ class Attention(nn.Module):
         self.k = Projection(f"{site}.k", d_model, inner_kv, config.bias)
         self.v = Projection(f"{site}.v", d_model, inner_kv, config.bias)
         self.o = Projection(f"{site}.o", inner, d_model, config.bias)
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=norm_eps) if config.qk_norm else None
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         heads = (-1, self.config.head_dim)
         q = self.q(x, ctx).unflatten(-1, heads)
         k = self.k(x, ctx).unflatten(-1, heads)
         v = self.v(x, ctx).unflatten(-1, heads)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = _normed(self.q_norm, q), _normed(self.k_norm, k)
         q, k = ctx.rotate(self.config.rope, q, k)
         mixed = ctx.attend(self.layer, self.config, q, k, v).flatten(-2)
         out: Tensor = self.o(mixed, ctx)
         return out
+
+
+def _normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
+    """norm(x) in the dtype of x; a norm of another dtype than what comes in computes in its own."""
+    out: Tensor = norm(x.to(norm.weight.dtype)).to(x.dtype)
+    return out
 
 
 class Mlp(nn.Module):
@@ -99,7 +109,7 @@ class Block(nn.Module):
     def __init__(self, layer: int, config: ModelConfig, spec: LayerConfig) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
-        self.attention = Attention(layer, config.d_model, spec.attention)
+        self.attention = Attention(layer, config.d_model, spec.attention, config.norm_eps)
         self.mlp_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
         self.mlp = Mlp(layer, config.d_model, spec.mlp)
 
@@ -113,8 +123,9 @@ class Transformer(nn.Module):
     """A stack of blocks between an embedding and an output head. Builds on the meta device.
 
     Parameter names: `embed.weight`, `layers.{i}.{attention_norm,mlp_norm}.weight`,
-    `layers.{i}.attention.{q,k,v,o}.{weight,bias}`, `layers.{i}.mlp.{gate,up,down}.{weight,bias}`, `norm.weight`, and
-    `unembed.weight` unless the head is tied.
+    `layers.{i}.attention.{q,k,v,o}.{weight,bias}`, `layers.{i}.attention.{q_norm,k_norm}.weight` where queries and keys
+    are normed, `layers.{i}.mlp.{gate,up,down}.{weight,bias}`, `norm.weight`, and `unembed.weight` unless the head is
+    tied.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -149,13 +160,18 @@ class Transformer(nn.Module):
             return F.linear(hidden.to(self.embed.weight.dtype), self.embed.weight)
         return self.unembed.project(hidden.to(self.unembed.number))
 
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix of the output head, [vocab, D]; no head of a supported family has a bias."""
+        return self.embed.weight if self.unembed is None else self.unembed.weight
+
     def projections(self) -> dict[str, Projection]:
         """Every adaptable projection by its site, in the order of the forward pass."""
         return {m.site: m for m in self.layers.modules() if isinstance(m, Projection)}
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """Fills weights with fresh normal values, norms with ones."""
+        """Fills weights with fresh normal values as the config says, norms with ones."""
         generator = torch.Generator(device=self.embed.weight.device).manual_seed(seed)
         for name, parameter in self.named_parameters():
             if name.endswith("norm.weight"):
@@ -163,4 +179,14 @@ class Transformer(nn.Module):
             elif name.endswith("bias"):
                 parameter.zero_()
             else:
-                parameter.normal_(0.0, self.config.initializer_range, generator=generator)
+                parameter.normal_(0.0, self._deviation(name, parameter.shape[1]), generator=generator)
+
+    def _deviation(self, name: str, inputs: int) -> float:
+        """Standard deviation of a fresh matrix."""
+        init = self.config.init
+        if init is None:
+            return self.config.initializer_range
+        if name.startswith(("embed", "unembed")):
+            return init.embedding if name.startswith("embed") else init.head
+        deviation = inputs**-0.5 if init.matrices is None else init.matrices
+        return deviation * init.outputs if name.endswith((".o.weight", ".down.weight")) else deviation

@@ -15,8 +15,13 @@ MAX_BYTES = 1_000_000
 MAX_VALUES = 100_000
 
 
-def read_yaml(path: Path) -> tuple[dict[str, Any], Locate]:
+def read_yaml(
+    path: Path, what: str = "a task file", begin: str = "'name: ...' to begin with; see `pando task schema`"
+) -> tuple[dict[str, Any], Locate]:
     """Reads a YAML mapping and tells where its fields are.
+
+    Args:
+        what: what kind of file it is, for messages. begin: how such a file begins, likewise.
 
     Returns:
         The mapping, and a function from a path of keys and list positions to the line (from 1) of the deepest part
@@ -25,12 +30,12 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Locate]:
     Raises:
         TaskError: no such file, not UTF-8, not YAML, not a mapping, a key twice, or out of all proportion.
     """
-    text = _text(path)
+    text = _text(path, what)
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
-            raise TaskError(f"{path}: a task file is a mapping, 'name: ...' to begin with; see `pando task schema`")
+            raise TaskError(f"{path}: {what} is a mapping, {begin}")
         _refuse_duplicates_and_bombs(node, path)
         values = loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
@@ -44,18 +49,18 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Locate]:
     return values, lambda loc: _line(node, loc)
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, what: str) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise TaskError(f"{path}: no such file") from None
     except IsADirectoryError:
-        raise TaskError(f"{path} is a folder; name the task file in it") from None
+        raise TaskError(f"{path} is a folder; name the {what.removeprefix('a ')} in it") from None
     except OSError as error:
         raise TaskError(f"{path} cannot be read: {error.strerror}") from None
     if len(data) > MAX_BYTES:
-        raise TaskError(f"{path} is over {MAX_BYTES:,} bytes: no task file (rows stand in files of their own)")
+        raise TaskError(f"{path} is over {MAX_BYTES:,} bytes, which {what} never is (rows stand in files of their own)")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -6,7 +6,7 @@ A family is added by writing its file with a `FAMILY` and naming it in `_MODULES
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from pando.model.families.reading import Switches
 
 Keys = Callable[[ModelConfig], Iterator[tuple[str, str]]]
 
-_MODULES = {"llama": "llama"}  # Hugging Face `model_type` -> module of this package
+_MODULES = {"llama": "llama", "qwen3": "qwen3"}  # Hugging Face `model_type` -> module of this package
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Gguf:
     Attributes:
         architecture: the file's `general.architecture`.
         config: the metadata below `<architecture>.` -> config. `tied` and `vocab_size` are filled in by the reader.
+        metadata: the other way round; a config that GGUF cannot hold is an error that names the switch.
         keys: (our parameter name, GGUF tensor name), every one of a model.
         paired: name endings of projections whose rows llama.cpp keeps in rotary pairs (2i, 2i + 1) instead of
             halves (i, i + dim/2), with the number of heads.
@@ -33,6 +34,7 @@ class Gguf:
 
     architecture: str
     config: Callable[[Switches], ModelConfig]
+    metadata: Callable[[ModelConfig], Mapping[str, Any]]
     keys: Keys
     paired: Callable[[ModelConfig], dict[str, int]] = lambda config: {}
 

@@ -73,6 +73,18 @@ class Switches:
         if value not in allowed:
             raise BaseModelError(f"{self._what}: {key} = {value!r} is not supported (only {allowed[0]!r} is)")
 
+    def each(self, key: str, allowed: str) -> None:
+        """Refuses a list that holds anything but `allowed`."""
+        value = self._get(key, [])
+        if not isinstance(value, list) or any(one != allowed for one in value):
+            raise BaseModelError(
+                f"{self._what}: {key} = {value!r} is not supported (only {allowed!r} in each place is)"
+            )
+
+    def ignore(self, *keys: str) -> None:
+        """Lets keys through that change nothing here."""
+        self._read.update(keys)
+
     def part(self, key: str) -> Switches | None:
         """The dict below a key, or None where it is missing or null."""
         if not self.has(key):

@@ -1,0 +1,168 @@
+"""`pando pretrain`: a base model from a corpus, or what it will take."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pando.model.transformer import Transformer
+    from pando.train.config import PretrainConfig
+    from pando.train.loop import Outcome
+    from pando.train.plan import Forecast
+    from pando.train.shards import Shards
+
+
+def command(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The run, pretrain.yaml.", show_default=False)],
+    corpus: Annotated[Path, typer.Option(help="What `pando corpus build` wrote.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run. [default: runs/<name of the config's folder or file>]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, if there is one.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what the run will take: time, memory, money, loss.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")] = False,
+) -> None:
+    """Train a base model on a corpus. With torchrun it runs on all ranks that torchrun starts."""
+    import torch
+
+    from pando.settings import load_settings
+    from pando.train.config import read_config
+    from pando.train.loop import Money, foresee, prepare, pretrain
+    from pando.train.parallel import joined
+    from pando.train.shards import open_shards
+
+    given = read_config(config)
+    shards = open_shards(corpus)
+    settings = load_settings()
+    threads = given.values.get("machine.threads") or settings.threads
+    if threads:
+        torch.set_num_threads(threads)
+    with joined(given.values.get("machine.device", "auto")) as place:
+        money = Money(settings.machine_usd_per_hour, place.world)
+        if plan:
+            resolved = prepare(given, shards, place, money)
+            said = foresee(resolved.config, shards, place, money)
+            if place.first:
+                _print_plan(said, resolved.notes, as_json)
+            return
+        folder = out or Path("runs") / (config.stem if config.stem != "pretrain" else config.absolute().parent.name)
+        hooks = _Hooks(shards) if place.first else None
+        outcome = pretrain(
+            config, shards, folder, place, money, resume=resume, hooks=hooks or _Hooks(shards), quiet=as_json
+        )
+        if place.first:
+            _bill(outcome, shards, money.usd(outcome.unbilled))
+            _print_outcome(outcome, as_json)
+    if not outcome.finished:
+        raise typer.Exit(130)
+
+
+@dataclass(frozen=True)
+class _Hooks:
+    """Samples and small evaluations, by the engine on the weights in training."""
+
+    shards: Shards
+
+    def samples(self, model: Transformer, config: PretrainConfig) -> list[str]:
+        from pando.interface import GenerateRequest
+
+        engine = self._engine(model)
+        try:
+            raw = engine.base.tokenizer.raw
+            requests = [
+                GenerateRequest(
+                    prompt=[self.shards.end, *raw.encode(prompt, add_special_tokens=False).ids],
+                    max_tokens=config.watch.sample_tokens,
+                    temperature=0.8,
+                    top_p=0.95,
+                    seed=config.seed + i,
+                )
+                for i, prompt in enumerate(config.watch.prompts)
+            ]
+            answers = engine.generate(requests)
+            return [p + one.text for p, (one,) in zip(config.watch.prompts, _lists(answers), strict=True)]
+        finally:
+            engine.close()
+
+    def evaluate(self, model: Transformer, config: PretrainConfig) -> Mapping[str, float]:
+        return {}
+
+    def _engine(self, model: Transformer) -> Any:
+        import torch
+
+        from pando.engine.engine import Engine
+        from pando.interface import Identity
+        from pando.model.base import BaseModel
+
+        identity = Identity("in training", "sha256:none", str(self.shards.folder))
+        base = BaseModel(self.shards.folder, identity, model.config)
+        return Engine(base, model, torch.device("cpu"), "float32", model.config.context_length)
+
+
+def _lists(answers: Any) -> list[list[Any]]:
+    return [one if isinstance(one, list) else [one] for one in answers]
+
+
+def _bill(outcome: Outcome, shards: Shards, usd: float) -> None:
+    """One line of the ledger for this session; the last one holds forecast and actual figures side by side."""
+    from pando.interface import Identity, Usage
+    from pando.ledger import open_ledger
+
+    base = None
+    if outcome.finished:
+        from pando.model.base import open_base
+
+        found = open_base(outcome.folder / "model").identity
+        base = Identity(outcome.folder.name, found.hash, str(outcome.folder / "model"))
+    detail = {
+        "run": str(outcome.folder),
+        "corpus": shards.hash,
+        "finished": outcome.finished,
+        "steps": outcome.steps,
+        "tokens": outcome.tokens,
+        **({"forecast": outcome.forecast, "actual": outcome.actual} if outcome.finished else {}),
+    }
+    with open_ledger() as ledger:
+        ledger.record(
+            "pretrain",
+            base=base,
+            usage=Usage(prompt_tokens=outcome.session_tokens),
+            seconds={"compute": outcome.unbilled},
+            usd=usd,
+            detail=detail,
+        )
+
+
+def _print_plan(said: Forecast, notes: tuple[str, ...], as_json: bool) -> None:
+    from pando.report.runs import forecast_lines
+
+    if as_json:
+        print(json.dumps({**said.as_dict(), "notes": list(notes)}, indent=1))
+        return
+    for note in notes:
+        print(note)
+    for name, value in forecast_lines(said.as_dict()):
+        print(f"{name:<14}{value}")
+
+
+def _print_outcome(outcome: Outcome, as_json: bool) -> None:
+    from pando.report.runs import compared_lines
+
+    if as_json:
+        print(json.dumps({**vars(outcome), "folder": str(outcome.folder)}, indent=1))
+        return
+    if not outcome.finished:
+        print(f"stopped after {outcome.steps:,} steps; go on with --resume", file=sys.stderr)
+        return
+    for line in compared_lines(outcome.forecast, outcome.actual):
+        print(line)
+    print(f"Written: {outcome.folder / 'model'} (pando adapt --base {outcome.folder / 'model'})", file=sys.stderr)

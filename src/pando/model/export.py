@@ -1,0 +1,86 @@
+"""Writing whole base folders: of a model that was trained here, and of any base in another dtype."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pando.errors import BaseModelError
+from pando.files import atomic_dir
+from pando.model.base import BaseModel
+from pando.model.card import Card
+from pando.model.checkpoint import read_json, save_model
+from pando.model.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from pando.model.transformer import Transformer
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_TURN_END = "<|im_end|>"  # ends an answer where the chat template is ChatML
+CARD = "README.md"
+
+
+def write_base(folder: Path, model: Transformer, tokenizer_folder: Path, card: Card) -> None:
+    """Writes a finished base: config.json, safetensors, tokenizer, generation_config.json and README.md, whole or not
+    at all. `pando adapt`, `pando serve`, transformers and vLLM open it.
+
+    Args:
+        folder: takes the place of what is there.
+        model: its weights are written in their own dtype.
+        tokenizer_folder: where tokenizer.json and tokenizer_config.json are, such as a folder of shards.
+        card: what README.md says.
+
+    Raises:
+        BaseModelError: there is no tokenizer, or it has more tokens than the model.
+        PandoError: the folder cannot be written; what was there stays.
+    """
+    tokenizer = Tokenizer(tokenizer_folder)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise BaseModelError(
+            f"{tokenizer_folder / 'tokenizer.json'} has {tokenizer.vocab_size} tokens and the model "
+            f"{model.config.vocab_size}: it is not the tokenizer that the model was trained with"
+        )
+    ids = _token_ids(tokenizer)
+    with atomic_dir(folder) as new:
+        save_model(model, new, ids)
+        _copy_tokenizer(tokenizer_folder, new)
+        (new / "generation_config.json").write_text(json.dumps(ids, indent=1), encoding="utf-8")
+        (new / CARD).write_text(card.text(), encoding="utf-8")
+
+
+def write_hf(base: BaseModel, folder: Path, dtype: str = "float32") -> None:
+    """Writes a base as a Hugging Face folder: its weights as `dtype` (a float of torch's), all else as it is.
+
+    Raises:
+        BaseModelError: the base is damaged.
+        PandoError: the folder cannot be written; what was there stays.
+    """
+    import torch
+
+    model = base.module(dtype=getattr(torch, dtype))
+    old = read_json(base.folder / "config.json")
+    ids = {key: old[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if old.get(key) is not None}
+    with atomic_dir(folder) as new:
+        save_model(model, new, ids)
+        _copy_tokenizer(base.folder, new)
+        for name in ("generation_config.json", CARD):
+            if (base.folder / name).is_file():
+                shutil.copyfile(base.folder / name, new / name)
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Token ids for config.json and generation_config.json: what begins, pads and ends a text, and ends an answer."""
+    named = {name: tokenizer.specials.get(f"{name}_token", "") for name in ("bos", "eos", "pad")}
+    found: dict[str, Any] = {f"{name}_token_id": tokenizer.raw.token_to_id(text) for name, text in named.items()}
+    turn = tokenizer.raw.token_to_id(_TURN_END) if tokenizer.has_template else None
+    ends = sorted({i for i in (found["eos_token_id"], turn) if i is not None})
+    found["eos_token_id"] = ends[0] if len(ends) == 1 else ends or None
+    return {key: value for key, value in found.items() if value is not None}

@@ -1,0 +1,201 @@
+"""From a size or a budget to a whole configuration, by published rules. Whatever a file says itself stays as it says.
+
+Sources, each used where it is named:
+- nanochat (Karpathy, github.com/karpathy/nanochat, scripts/base_train.py of July 2026), tuned with Muon at a width of
+  768 and 2**19 tokens a step: 12 tokens for each weight of matrices and head; width 64 for each block; rates that go
+  with the root of the batch; AdamW's with the root of 768 / width.
+- Power Lines (Bergsma et al., arXiv 2505.13738): the best batch goes with tokens ** 0.383.
+- Chinchilla (Hoffmann et al., arXiv 2203.15556): 6 FLOPs for each weight and token.
+- Muennighoff et al. (arXiv 2305.16264): up to four epochs of the same text are worth nearly as much as fresh text.
+- Weight decay by its time constant (Wang and Aitchison, arXiv 2405.13698), as nanochat takes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pando.model.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig, RopeConfig
+from pando.train.config import Given, PretrainConfig, ShapeConfig, build, parse_count
+
+TOKENS_PER_WEIGHT = 12  # nanochat
+REFERENCE_BATCH = 2**19  # tokens a step, nanochat at a width of 768
+REFERENCE_TOKENS = 12 * (12 * 12 * 768**2 + 32_768 * 768)  # of that model: 12 blocks, its head
+MATRIX_RATE, RATE, DECAY = 0.02, 0.008, 0.28  # nanochat's Muon, its AdamW for the head, its weight decay
+ADAM_RATE = 0.0025  # AdamW for everything, at that batch and width
+EPOCHS = 4  # Muennighoff et al.
+LEAST_STEPS = 600  # ours: below, a small run is limited by its number of updates rather than by their noise
+MOST_DECAY = 0.3  # ours: the time constant's rule was never tried on runs this short
+_HEAD = 64
+
+
+@dataclass(frozen=True)
+class CorpusFacts:
+    """What the dial needs of a corpus: tokens of its vocabulary, training tokens, UTF-8 bytes of a token."""
+
+    vocab_size: int
+    tokens: int
+    bytes_per_token: float
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A whole configuration, and in words where its values come from."""
+
+    config: PretrainConfig
+    notes: tuple[str, ...]
+
+
+def resolve(given: Given, corpus: CorpusFacts, flops: Callable[[], float], usd_per_hour: float) -> Resolved:
+    """Fills in what a file leaves open.
+
+    Args:
+        flops: measures how many FLOPs a second training will reach here; asked only where a budget decides.
+        usd_per_hour: price of all machines of the run together.
+
+    Raises:
+        ConfigError: size, shape and sequence do not go together.
+    """
+    values, notes = dict(given.values), []
+    hours = values.get("budget.hours")
+    if values.get("budget.usd") is not None:
+        hours = values["budget.usd"] / usd_per_hour if usd_per_hour else None
+        if hours is None:
+            raise given.wrong("budget.usd", "this machine costs nothing (PANDO_MACHINE_USD is 0): give hours")
+    compute = 3600 * hours * flops() if hours is not None else None
+    wanted = float(parse_count(values["size"])) if values.get("size") is not None else None
+    if wanted is None and compute is not None:
+        # 6 N T = C with T = 12 N
+        wanted = math.sqrt(compute / (6 * TOKENS_PER_WEIGHT))
+        notes.append(f"budget: {hours:g} h are {compute:.2e} FLOPs, best spent on about {wanted / 1e6:.1f}m weights")
+    shape = _shape(given, corpus.vocab_size, wanted if wanted is not None else 15e6)
+    values |= {f"model.{name}": value for name, value in vars(shape).items() if f"model.{name}" not in values}
+    model = model_config(build(values), corpus.vocab_size)
+    notes.append(f"model: {model.parameters:,} parameters, {shape.depth} blocks of width {shape.width}")
+    if "tokens" not in values:
+        values["tokens"], note = _tokens(model, corpus, compute)
+        notes.append(note)
+    if "batch" not in values:
+        values["batch"] = best_batch(values["tokens"], build(values).sequence)
+        notes.append(f"batch: {values['batch']:,} tokens a step (Power Lines; at least {LEAST_STEPS} steps)")
+    _rates(values, shape.width)
+    if "initializer_range" not in values:
+        values["initializer_range"] = round(0.5 * shape.width**-0.5, 4)
+    return Resolved(_checked(given, build(values)), tuple(notes))
+
+
+def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:
+    """The model of a resolved configuration."""
+    shape = config.model
+    switches: dict[str, Any] = {"qk_norm": True} if shape.family == "qwen3" else {}
+    rope = RopeConfig(shape.head_dim, shape.rope_theta)
+    attention = AttentionConfig(shape.heads, shape.kv_heads, shape.head_dim, rope, **switches)
+    return ModelConfig(
+        family=shape.family,
+        vocab_size=vocab_size,
+        d_model=shape.width,
+        layers=(LayerConfig(attention, MlpConfig(shape.hidden)),) * shape.depth,
+        context_length=shape.context,
+        norm_eps=1e-6,
+        tied=shape.tied,
+        initializer_range=config.initializer_range,
+    )
+
+
+def scaling_weights(model: ModelConfig) -> int:
+    """Weights that do the work: matrices and the output head (nanochat's choice for its rules)."""
+    embeddings = model.vocab_size * model.d_model * (1 if model.tied else 2)
+    return model.parameters - embeddings + model.vocab_size * model.d_model
+
+
+def best_batch(tokens: int, sequence: int) -> int:
+    """Tokens a step for so many tokens in all: Power Lines from nanochat's reference, a power of two of rows, and few
+    enough that `LEAST_STEPS` steps are made."""
+    rule = REFERENCE_BATCH * (tokens / REFERENCE_TOKENS) ** 0.383
+    rows = max(1.0, min(rule, tokens / LEAST_STEPS) / sequence)
+    return int(2 ** math.floor(math.log2(rows))) * sequence
+
+
+def _shape(given: Given, vocab_size: int, wanted: float) -> ShapeConfig:
+    """Of all depths and widths near 64 of width a block, the one whose parameters come nearest to `wanted`."""
+    values = given.values
+    best: tuple[float, ShapeConfig] | None = None
+    depths = [values["model.depth"]] if "model.depth" in values else list(range(2, 97))
+    widths = [values["model.width"]] if "model.width" in values else list(range(_HEAD, 12_289, _HEAD))
+    for width in widths:
+        one, two = (_parameters(_heads(values, depth, width), vocab_size) for depth in (1, 2))
+        for depth in depths:
+            stretch = abs(math.log(width / (64 * depth)))
+            if stretch > math.log(1.7) and len(widths) > 1 and len(depths) > 1:
+                continue
+            off = abs(math.log((one + (depth - 1) * (two - one)) / wanted)) + 0.15 * stretch
+            if best is None or off < best[0]:
+                best = (off, _heads(values, depth, width))
+    assert best is not None
+    return best[1]
+
+
+def _parameters(shape: ShapeConfig, vocab_size: int) -> int:
+    return model_config(build({f"model.{name}": value for name, value in vars(shape).items()}), vocab_size).parameters
+
+
+def _heads(values: dict[str, Any], depth: int, width: int) -> ShapeConfig:
+    """The rest of a shape, as Qwen3's small models have it: two queries share a key, and the feed-forward layer has
+    about 8/3 of the width."""
+    head_dim = values.get("model.head_dim", _HEAD if width < 2048 else 128)
+    heads = values.get("model.heads", max(1, width // head_dim))
+    kv = values.get("model.kv_heads", heads // 2 if heads % 2 == 0 else heads)
+    hidden = values.get("model.hidden", 64 * round(8 * width / 3 / 64))
+    given = {name.removeprefix("model."): v for name, v in values.items() if name.startswith("model.")}
+    length = {"context": max(1024, values.get("sequence", 0))}
+    made = {"depth": depth, "width": width, "head_dim": head_dim, "heads": heads, "kv_heads": kv, "hidden": hidden}
+    return ShapeConfig(**{**length, **made, **given})
+
+
+def _tokens(model: ModelConfig, corpus: CorpusFacts, compute: float | None) -> tuple[int, str]:
+    if compute is not None:
+        tokens = compute / train_flops(model)
+        why = "what the budget affords"
+    else:
+        tokens = TOKENS_PER_WEIGHT * scaling_weights(model)
+        why = f"{TOKENS_PER_WEIGHT} for each weight of matrices and head (nanochat)"
+    most = EPOCHS * corpus.tokens
+    if tokens > most:
+        tokens, why = most, f"{EPOCHS} epochs of the corpus (Muennighoff et al.); {round(tokens):,} would be {why}"
+    return max(1, round(tokens)), f"tokens: {round(tokens):,}, {why}"
+
+
+def train_flops(model: ModelConfig, context: int = 0) -> float:
+    """FLOPs of a token in training: three times those of a forward pass (arXiv 2203.15556, appendix F). `context` is
+    the length of the document that it stands in; 0 leaves attention's own products out."""
+    tokens = max(1, context)
+    return 3 * (model.flops(tokens) / tokens + model.head_flops)
+
+
+def _rates(values: dict[str, Any], width: int) -> None:
+    """Learning rates and decay from the reference, at this batch, width and number of tokens."""
+    batch = values["batch"] / REFERENCE_BATCH
+    adam = ADAM_RATE if values.get("optim.kind") == "adamw" else RATE
+    horizon = REFERENCE_TOKENS / values["tokens"]
+    decay = min(MOST_DECAY, DECAY * batch**0.5 * horizon) if values.get("optim.kind") != "adamw" else 0.1
+    rules = {
+        "optim.matrix_rate": MATRIX_RATE * batch**0.5,
+        "optim.rate": adam * (batch * 768 / width) ** 0.5,
+        "optim.weight_decay": decay,
+        "optim.clip": 1.0 if values.get("optim.kind") == "adamw" else 0.0,
+    }
+    for name, value in rules.items():
+        values.setdefault(name, float(f"{value:.3g}"))
+
+
+def _checked(given: Given, config: PretrainConfig) -> PretrainConfig:
+    shape = config.model
+    if config.sequence > shape.context:
+        raise given.wrong("sequence", f"{config.sequence} is longer than model.context, {shape.context}")
+    if shape.heads % shape.kv_heads:
+        raise given.wrong("model.kv_heads", f"{shape.heads} heads cannot share {shape.kv_heads} key-value heads")
+    if config.batch < config.sequence:
+        raise given.wrong("batch", f"{config.batch} is less than one row of {config.sequence} tokens")
+    return config

@@ -1,0 +1,401 @@
+"""A whole run: resolve, train, look, keep, go on after whatever happened, and leave a base model behind.
+
+DIR/config.yaml      every value, with where it comes from; a pretrain.yaml itself
+DIR/run.json         what the run was made for, its forecast, its seconds
+DIR/log.jsonl        what happened (pando.train.log)
+DIR/checkpoints/     where to go on (pando.train.checkpoint)
+DIR/model/           the base model: a Hugging Face folder
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from pando.errors import PandoError
+from pando.files import atomic_write, check_format
+from pando.model.config import ModelConfig
+from pando.model.transformer import Transformer
+from pando.train import checkpoint, plan
+from pando.train.config import Given, PretrainConfig, build, changes, flat, read_config, write_config
+from pando.train.dial import CorpusFacts, Resolved, model_config, resolve, train_flops
+from pando.train.finish import write_base
+from pando.train.log import NAME, Log, Watcher
+from pando.train.lora import fastest_dtype
+from pando.train.parallel import Place, gathered
+from pando.train.shards import Shards
+from pando.train.trainer import Step, Trainer
+
+FORMAT = 1
+RUN = "run.json"
+
+
+class Hooks(Protocol):
+    """What the floors above lend to a run. All are called on the first rank only, with whole weights on the CPU."""
+
+    def samples(self, model: Transformer, config: PretrainConfig) -> list[str]:
+        """Continuations of the config's prompts."""
+        ...
+
+    def evaluate(self, model: Transformer, config: PretrainConfig) -> Mapping[str, float]:
+        """Small evaluations by name; none is fine."""
+        ...
+
+
+@dataclass(frozen=True)
+class Money:
+    """Price of one machine an hour in US dollars, and how many there are (one for each rank)."""
+
+    usd_per_hour: float
+    machines: int = 1
+
+    def usd(self, seconds: float) -> float:
+        """Price of so many seconds of all of them."""
+        return seconds * self.usd_per_hour * self.machines / 3600
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a session of a run ended.
+
+    Attributes:
+        finished: every step was made and the base model is in `folder / "model"`.
+        steps, tokens: made in all; `session_tokens` of them in this session.
+        seconds: spent in all, and `unbilled` of them that no ledger line has yet.
+        validation: the last one, or {}.
+        forecast: what was said before, or {}.
+    """
+
+    folder: Path
+    finished: bool
+    steps: int
+    tokens: int
+    session_tokens: int
+    seconds: float
+    unbilled: float
+    validation: dict[str, Any]
+    forecast: dict[str, Any]
+    actual: dict[str, Any]
+
+
+def corpus_facts(shards: Shards) -> CorpusFacts:
+    """What the dial needs of a corpus."""
+    tokens = sum(source.tokens for source in shards.sources)
+    size = sum(source.bytes for source in shards.sources)
+    return CorpusFacts(shards.vocab_size, shards.documents("train").tokens, size / max(1, tokens))
+
+
+def prepare(given: Given, shards: Shards, place: Place, money: Money) -> Resolved:
+    """The whole configuration of a new run: the dial's, and what was measured here for `auto`."""
+    number = plan.choose_number(given.values.get("machine.number", "auto"), place.device, fastest_dtype)
+    number = ("float32", "bfloat16")[int(place.agree(float(number == "bfloat16")))]
+
+    def flops() -> float:
+        # small models on CPUs and large ones on GPUs both reach about this share of a plain product's speed
+        return place.agree(0.4 * plan.product_flops(place.device, getattr(torch, number))) * place.world
+
+    found = resolve(given, corpus_facts(shards), flops, money.usd_per_hour * money.machines)
+    model = model_config(found.config, shards.vocab_size)
+    guess = found.config.tokens * train_flops(model) / flops()
+    compiled = plan.choose_compile(found.config.machine.compile, place.device, guess)
+    machine = replace(found.config.machine, compile="on" if compiled else "off")
+    machine = replace(machine, number="bfloat16" if number == "bfloat16" else "float32")
+    notes = (*found.notes, f"machine: products in {number}{', compiled blocks' if compiled else ''}")
+    return Resolved(replace(found.config, machine=machine), notes)
+
+
+def foresee(config: PretrainConfig, shards: Shards, place: Place, money: Money) -> plan.Forecast:
+    """Times a few steps and says what the run will take. Nothing is written, no state is kept."""
+    model = model_config(config, shards.vocab_size)
+    speed = plan.measure(Trainer(config, model, shards, place))
+    return plan.forecast(config, model, corpus_facts(shards), speed, money.usd_per_hour * money.machines)
+
+
+def pretrain(
+    file: Path,
+    shards: Shards,
+    folder: Path,
+    place: Place,
+    money: Money,
+    *,
+    resume: bool = False,
+    hooks: Hooks | None = None,
+    quiet: bool = False,
+) -> Outcome:
+    """Trains a base model, from the start or from the last checkpoint in `folder`.
+
+    Raises:
+        ConfigError: the file cannot be used.
+        CheckpointError: a checkpoint is damaged or cannot be written.
+        PandoError: there is a run in `folder` and `resume` is not asked for; corpus or config have changed.
+    """
+    run = _Run.open(file, shards, folder, place, money, resume, quiet)
+    try:
+        return run.to_the_end(hooks)
+    finally:
+        run.close()
+
+
+class _Run:
+    """One session of a run."""
+
+    def __init__(
+        self, folder: Path, config: PretrainConfig, shards: Shards, place: Place, money: Money, facts: dict[str, Any]
+    ) -> None:
+        self.folder, self.config, self.place, self.money, self.facts = folder, config, place, money, facts
+        self.shards = shards
+        self.model_config: ModelConfig = model_config(config, shards.vocab_size)
+        self.seconds = self.billed = 0.0
+        self.validation: dict[str, Any] = {}
+        self.log: Log | None = None
+        self.watcher: Watcher | None = None
+        self.stopping = False
+
+    @classmethod
+    def open(
+        cls, file: Path, shards: Shards, folder: Path, place: Place, money: Money, resume: bool, quiet: bool
+    ) -> _Run:
+        given = read_config(file)
+        found = _read_run(folder / RUN)
+        start = checkpoint.newest(folder / "checkpoints") if found else None
+        if found and not resume and (start or (folder / "model").exists()):
+            raise PandoError(f"{folder} holds a run already: add --resume to go on with it, or name another --out")
+        if found and resume:
+            config = _same_run(given, found, folder, shards)
+            run = cls(folder, config, shards, place, money, found)
+        else:
+            start = None
+            resolved = prepare(given, shards, place, money)
+            said = foresee(resolved.config, shards, place, money)
+            facts = {"given": given.values, "corpus": shards.hash, "forecast": said.as_dict(), "started": time.time()}
+            run = cls(folder, resolved.config, shards, place, money, facts)
+            if place.first:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_config(resolved.config, folder / "config.yaml", resolved.notes)
+                atomic_write(folder / RUN, json.dumps({"format_version": FORMAT, **facts}))
+        run._begin(start, quiet)
+        return run
+
+    def _begin(self, start: Path | None, quiet: bool) -> None:
+        self.trainer = Trainer(self.config, self.model_config, self.shards, self.place)
+        if start is not None:
+            found = checkpoint.facts(start)
+            changed = changes(found["config"], json.loads(json.dumps(flat(self.config))))
+            if changed:
+                raise PandoError(f"the config has changed since {start.name}: {'; '.join(changed)}; set it back")
+            self.trainer.load_state_dict(found["trainer"])
+            checkpoint.load(start, self.trainer.tensors(), self.place)
+            checkpoint.restore_random_state(found["random"])
+            self.seconds, self.billed = found["seconds"], found["billed"]
+            self.validation = found["validation"]
+        self.first_step = self.trainer.steps_made
+        self._session = time.perf_counter()
+        self._ends = plan.peak(self.place.device, self.trainer.number) if self.place.first else None
+        if self.place.first:
+            self.log = Log(self.folder / NAME, self.trainer.steps_made)
+            self.seconds += self.log.dropped
+            self.log.write("start", self.trainer.steps_made, world=self.place.world, device=str(self.place.device))
+        price = self.money.usd(1.0)
+        made = self.trainer.steps_made
+        self.watcher = Watcher(self.config.steps, made, price, quiet or not self.place.first)
+        if start is not None:
+            self.watcher.say(f"going on from {start.name}")
+
+    def to_the_end(self, hooks: Hooks | None) -> Outcome:
+        """Makes the remaining steps; Ctrl-C ends after the step under way, with a checkpoint."""
+        with self._stoppable():
+            started = time.perf_counter()
+            for step in self._steps():
+                now = time.perf_counter()
+                self._note(step, now - started)
+                started = now
+                made = self.trainer.steps_made
+                last = made == self.config.steps
+                self._look(made, last, hooks)
+                stopping = bool(self.place.agree(float(self.stopping)))
+                if last or stopping or self._due(made):
+                    self._save(made, closing=last or stopping)
+                if stopping and not last:
+                    return self._outcome(False)
+                started = time.perf_counter()
+        self._finish()
+        return self._outcome(True)
+
+    def _steps(self) -> Iterator[Step]:
+        while self.trainer.steps_made < self.config.steps:
+            yield self.trainer.step()
+
+    def _note(self, step: Step, seconds: float) -> None:
+        """Logs a step. Reading its numbers waits for the device, once all of the step has been given to it."""
+        found = step.read()
+        self.seconds += seconds
+        if self.log is None or self.watcher is None:
+            return
+        self.log.write("step", step.step, **found, seconds=seconds)
+        speed = step.slots / seconds
+        mfu = speed * train_flops(self.model_config) / (self._ends * self.place.world) if self._ends else None
+        memory = plan.peak_memory(self.place.device)
+        self.watcher.step(step.step + 1, found["loss"], speed, mfu, memory)
+        if not found["kept"]:
+            self.watcher.say(f"step {step.step} was skipped: loss {found['loss']:.3f}, norm {found['norm']:.3g}")
+
+    def _look(self, made: int, last: bool, hooks: Hooks | None) -> None:
+        """Validation, samples and evaluations, where they are due. Their time is the run's too."""
+        watch, started = self.config.watch, time.perf_counter()
+        if last or (watch.validate and made % watch.validate == 0):
+            self.validation = self.trainer.validate(watch.validation_tokens)
+            self._tell("validation", made, self.validation)
+            if self.watcher and self.validation["bits_per_byte"] is not None:
+                self.watcher.say(f"step {made:,}: {self.validation['bits_per_byte']:.4f} bits per byte held back")
+        sample = last or (watch.sample and made % watch.sample == 0)
+        evaluate = last or (watch.evaluate and made % watch.evaluate == 0)
+        if hooks is not None and (sample or evaluate):
+            model = gathered(self.trainer.model, self.place)
+            if model is not None and sample:
+                self._tell("sample", made, {"texts": hooks.samples(model, self.config)})
+            if model is not None and evaluate:
+                scores = dict(hooks.evaluate(model, self.config))
+                if scores:
+                    self._tell("evaluation", made, {"scores": scores})
+            self.place.meet()
+        self.seconds += time.perf_counter() - started
+
+    def _tell(self, kind: str, made: int, values: dict[str, Any]) -> None:
+        if self.log is not None:
+            self.log.write(kind, made, **values)
+
+    def _due(self, made: int) -> bool:
+        """Whether a checkpoint is due; by the first rank's clock, asked at steps that all ranks know."""
+        keep = self.config.keep
+        if keep.steps and made % keep.steps == 0:
+            return True
+        if not keep.minutes:
+            return False
+        return bool(self.place.agree(float(time.perf_counter() - self._session >= 60 * keep.minutes)))
+
+    def _save(self, made: int, closing: bool) -> None:
+        """Writes a checkpoint. At the end of a session what was spent is billed by whoever asked for the run."""
+        started = time.perf_counter()
+        self._session = started
+        facts = {
+            "config": flat(self.config),
+            "trainer": self.trainer.state_dict(),
+            "random": checkpoint.random_state(),
+            "seconds": self.seconds,
+            "billed": self.seconds if closing else self.billed,
+            "validation": self.validation,
+            "world": self.place.world,
+            "torch": torch.__version__,
+        }
+        folder = self.folder / "checkpoints"
+        checkpoint.save(folder, made, self.trainer.tensors(), facts, self.place)
+        if self.place.first:
+            checkpoint.retire(folder, self.config.keep)
+        taken = time.perf_counter() - started
+        self.seconds += taken
+        self._tell("checkpoint", made, {"seconds": taken})
+
+    def _finish(self) -> None:
+        model = gathered(self.trainer.model, self.place)
+        if model is not None:
+            write_base(self.folder / "model", model, self.shards, self.config, self._actual())
+        self._tell("end", self.trainer.steps_made, {"total_seconds": self.seconds, "usd": self.money.usd(self.seconds)})
+        self.place.meet()
+
+    def _actual(self) -> dict[str, Any]:
+        from pando.train.log import read_log
+
+        steps = [r["seconds"] for r in read_log(self.folder / NAME) if r["kind"] == "step"]
+        return {
+            "steps": self.trainer.steps_made,
+            "tokens": self.trainer.steps_made * self.config.rows * self.config.sequence,
+            "step_seconds": sorted(steps)[len(steps) // 2] if steps else None,
+            "memory": plan.peak_memory(self.place.device),
+            "hours": self.seconds / 3600,
+            "usd": self.money.usd(self.seconds),
+            "bits_per_byte": self.validation.get("bits_per_byte"),
+            "validation": self.validation,
+        }
+
+    def _outcome(self, finished: bool) -> Outcome:
+        made = self.trainer.steps_made
+        actual = self._actual() if self.place.first else {}
+        forecast = self.facts.get("forecast", {})
+        tokens = made * self.config.rows * self.config.sequence
+        return Outcome(
+            folder=self.folder,
+            finished=finished,
+            steps=made,
+            tokens=tokens,
+            session_tokens=(made - self.first_step) * self.config.rows * self.config.sequence,
+            seconds=self.seconds,
+            unbilled=self.seconds - self.billed,
+            validation=self.validation,
+            forecast=forecast,
+            actual=actual,
+        )
+
+    def close(self) -> None:
+        """Lets go of the files and the bar."""
+        if self.log is not None:
+            self.log.close()
+        if self.watcher is not None:
+            self.watcher.close()
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the session after a step; a second one ends it at once."""
+
+        def stop(number: int, _: Any) -> None:
+            if self.stopping:
+                raise KeyboardInterrupt
+            self.stopping = True
+
+        try:
+            old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: whoever runs it has signals of their own
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise PandoError(f"{path} is damaged ({error}): name another --out") from None
+    check_format(str(path), found.get("format_version"), FORMAT)
+    return found
+
+
+def _same_run(given: Given, found: dict[str, Any], folder: Path, shards: Shards) -> PretrainConfig:
+    """The resolved config of a run that is gone on with. What only says how the work is done may have changed."""
+    if found["corpus"] != shards.hash:
+        raise PandoError(
+            f"{shards.folder} is not the corpus of the run in {folder} ({shards.hash[:19]}, the run has "
+            f"{found['corpus'][:19]}): name that one with --corpus, or another --out"
+        )
+    old, new = found["given"], json.loads(json.dumps(given.values))
+    changed = changes(old, new)
+    if changed:
+        name = changed[0].split(" ")[0]
+        raise given.wrong(name, f"changed since the run in {folder} began: {'; '.join(changed)}; set it back")
+    resolved = read_config(folder / "config.yaml").values
+    free = {name: value for name, value in given.values.items() if old.get(name) != new.get(name)}
+    dropped = {name for name in old if name not in new}
+    config: PretrainConfig = build({**{k: v for k, v in resolved.items() if k not in dropped}, **free})
+    return config

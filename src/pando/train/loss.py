@@ -1,0 +1,137 @@
+"""Cross-entropy of a batch through an output head that never builds the full logits.
+
+The head runs over a few hundred places at a time, on slots that have a target only. Each chunk's logits become its
+loss and its gradients at once, so that the memory is that of one chunk, and the same matrix products are made as
+without chunks. Plain tensor operations: the same on a CPU and on CUDA.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pando.model.transformer import Transformer
+from pando.train.batch import Batch
+
+_CHUNK_NUMBERS = {"cpu": 1 << 22, "cuda": 1 << 27}  # logits of a chunk
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a batch cost, as sums: the loop divides once, after it has added up micro-batches and ranks.
+
+    Attributes:
+        total: float32 scalar with gradient, nats over all targets, the z-loss included.
+        weight: float32 scalar, how many targets there are.
+        logs: for each objective, and "z" where there is a z-loss: float32 [2], its sum in nats and its targets.
+    """
+
+    total: Tensor
+    weight: Tensor
+    logs: dict[str, Tensor]
+
+
+def batch_loss(model: Transformer, batch: Batch, *, z_loss: float = 0.0, chunk: int | None = None) -> Loss:
+    """The loss of a batch, whatever objectives it is made of.
+
+    Args:
+        model: or anything that wraps it and is called alike.
+        batch: on the model's device.
+        z_loss: factor on the squared log of the softmax's denominator, which keeps logits from drifting (PaLM,
+            arXiv 2204.02311, section 5).
+        chunk: places of a chunk of the head; None fits the device.
+    """
+    hidden = model(batch.tokens, batch.context()).flatten(0, 1)
+    if batch.weight < hidden.shape[0]:
+        hidden = hidden.index_select(0, batch.places)
+    targets = batch.targets.flatten()[batch.places]
+    total, nats, squares = head_loss(hidden, model.head_weight, targets, z_loss=z_loss, chunk=chunk)
+    kinds = batch.objective.flatten()[batch.places]
+    sums = nats.new_zeros(len(batch.names), 2).index_add_(0, kinds, torch.stack((nats, torch.ones_like(nats)), dim=1))
+    logs = dict(zip(batch.names, sums.unbind(), strict=True))
+    weight = torch.tensor(float(batch.weight), device=nats.device)
+    if z_loss:
+        logs["z"] = torch.stack((z_loss * squares.sum(), weight))
+    return Loss(total, weight, logs)
+
+
+def head_loss(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, z_loss: float = 0.0, chunk: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Summed cross-entropy of targets [N] under softmax(hidden [N, D] @ weight [V, D].T).
+
+    Products are made in the dtype of `weight` (or of autocast, where it is on), sums and softmax in float32.
+
+    Returns:
+        The sum in nats (float32 scalar) with gradient, z-loss included; each place's nats and squared log-denominator,
+        [N], without gradient.
+    """
+    if chunk is None:
+        numbers = _CHUNK_NUMBERS.get(weight.device.type, _CHUNK_NUMBERS["cuda"])
+        chunk = max(128, numbers // weight.shape[0])
+    found: tuple[Tensor, Tensor, Tensor] = _HeadLoss.apply(hidden, weight, targets, z_loss, chunk)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Gradients are made in the forward pass, while a chunk's logits are there, and scaled in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, chunk: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        kind = hidden.device.type
+        number = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        with torch.autocast(kind, enabled=False):
+            w = weight.to(number)
+            d_hidden = torch.empty_like(hidden) if wants_hidden else None
+            d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+            nats, squares = (torch.empty(len(targets), device=hidden.device) for _ in range(2))
+            for start in range(0, len(targets), chunk):
+                part = slice(start, start + chunk)
+                h = hidden[part].to(number)
+                nats[part], log_total, grad = _chunk(h @ w.T, targets[part], z_loss, wants_hidden or wants_weight)
+                squares[part] = log_total.square()
+                if d_hidden is not None:
+                    d_hidden[part] = grad.to(number) @ w
+                if d_weight is not None:
+                    _add_product(d_weight, grad.to(number), h)
+        ctx.save_for_backward(d_hidden, None if d_weight is None else d_weight.to(weight.dtype))
+        ctx.mark_non_differentiable(nats, squares)
+        total = nats.sum(dtype=torch.float64) + z_loss * squares.sum(dtype=torch.float64)
+        return total.float(), nats, squares
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        d_hidden, d_weight = (None if d is None else d.mul_(scale.to(d.dtype)) for d in ctx.saved_tensors)
+        return d_hidden, d_weight, None, None, None
+
+
+def _chunk(logits: Tensor, targets: Tensor, z_loss: float, wants_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Nats [N] and log-denominators [N] of logits [N, V], and the gradient for the logits in their own memory."""
+    logits = logits.float()
+    picked = targets[:, None]
+    chosen = logits.gather(1, picked)[:, 0]
+    highest = logits.amax(1)
+    exponentials = logits.sub_(highest[:, None]).exp_()
+    sums = exponentials.sum(1)
+    log_total = highest + sums.log()
+    nats = log_total - chosen
+    if wants_gradient:
+        exponentials.mul_(((1 + 2 * z_loss * log_total) / sums)[:, None])
+        exponentials.scatter_add_(1, picked, exponentials.new_full(picked.shape, -1.0))
+    return nats, log_total, exponentials
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total [V, D] (float32) += left [N, V].T @ right [N, D]."""
+    if left.dtype == total.dtype:
+        total.addmm_(left.T, right)
+    else:
+        total.add_(left.T @ right)

@@ -1,0 +1,206 @@
+"""One step after the other: batch, loss, gradients, update. It knows no objective by name, and writes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pando.model.config import ModelConfig
+from pando.train.config import PretrainConfig
+from pando.train.loss import batch_loss
+from pando.train.objectives import Mixture, make_mixture
+from pando.train.optim import Guard, build_optimiser, rate_scale
+from pando.train.parallel import Place, last_of_step, lay_out, settle
+from pando.train.shards import Document, Shards
+from pando.train.stream import Stream, whole_batches
+
+_MICRO_NUMBERS = {"cpu": 1 << 21, "cuda": 1 << 26}  # hidden numbers (rows x T x width) of one forward pass, about
+
+
+@dataclass(frozen=True)
+class Step:
+    """What came of one step; its numbers stay on the device until `read`.
+
+    Attributes:
+        step: how many were made before it.
+        scale: what the peak rates were multiplied by.
+        slots, targets: of the whole step, over all ranks.
+        numbers: [3 + 2 * names] loss (nats a target), gradient norm, whether it was kept, then each objective's nats
+            and targets.
+    """
+
+    step: int
+    scale: float
+    slots: int
+    targets: int
+    numbers: Tensor
+    names: tuple[str, ...]
+
+    def read(self) -> dict[str, Any]:
+        """The numbers, as the log has them. Waits for the device."""
+        loss, norm, kept, *sums = self.numbers.tolist()
+        pairs = zip(self.names, sums[::2], sums[1::2], strict=True)
+        parts = {name: nats / count for name, nats, count in pairs if count}
+        return {
+            "loss": loss,
+            "norm": norm,
+            "kept": bool(kept),
+            "scale": self.scale,
+            "slots": self.slots,
+            "targets": self.targets,
+            "parts": parts,
+        }
+
+
+class Trainer:
+    """A model in training: its weights, optimiser, guard and stream, at one step.
+
+    Args:
+        config: resolved; `machine.number` and `machine.compile` say what they are.
+        model: the shape.
+        shards: the corpus.
+        place: this rank.
+
+    Attributes:
+        steps_made: how many.
+        number: dtype of the products; weights, norms and the residual stream are float32.
+    """
+
+    def __init__(self, config: PretrainConfig, model: ModelConfig, shards: Shards, place: Place) -> None:
+        self.config, self.place, self.shards = config, place, shards
+        self.steps_made = 0
+        self.number: torch.dtype = getattr(torch, config.machine.number)
+        self.mixture = make_mixture(config.objectives, shards)
+        self.stream = Stream(shards, self.mixture, config.sequence, config.rows, config.seed)
+        self._share = place.share(config.rows)
+        compiled = config.machine.compile == "on"
+        self.model = lay_out(model, place, config.seed, compiled=compiled, recompute=config.machine.recompute)
+        products = torch.bfloat16 if place.device.type == "cuda" else torch.float32
+        self.optimiser = build_optimiser(self.model, config.optim, products)
+        self.guard = Guard(config.optim, place.device)
+        self._names: tuple[str, ...] = (*self.mixture.names, *(("z",) if config.z_loss else ()))
+
+    @property
+    def micro_rows(self) -> int:
+        """Rows of one forward pass."""
+        each: int = self._share.stop - self._share.start
+        limit = _MICRO_NUMBERS.get(self.place.device.type, _MICRO_NUMBERS["cpu"])
+        fitting = max(1, limit // (self.config.sequence * self.model.config.d_model))
+        return min(each, self.config.machine.micro_rows or fitting)
+
+    def step(self) -> Step:
+        """Makes one step: gradients of the mean loss over every target of the step, whatever micro-batch or rank it
+        is in, and one update (or none, where the guard says so)."""
+        whole = next(self.stream)
+        weight = max(1, whole.weight)
+        mine = whole.rows(self._share)
+        rows = self._share.stop - self._share.start
+        sums = torch.zeros(1 + 2 * len(self._names), device=self.place.device)
+        starts = range(0, rows, self.micro_rows)
+        for start in starts:
+            part = mine.rows(slice(start, start + self.micro_rows)).to(self.place.device)
+            last_of_step(self.model, start == starts[-1])
+            with self.products():
+                loss = batch_loss(self.model, part, z_loss=self.config.z_loss)
+            (loss.total / weight).backward()
+            sums += torch.cat((loss.total.detach()[None], *(loss.logs[name] for name in self._names)))
+        self.place.add_up(sums)
+        mean = sums[0] / weight
+        norm = self.optimiser.gradient_norm()
+        keep = self.guard.judge(mean, norm)
+        scale = rate_scale(self.steps_made, self.config.steps, self.config.optim)
+        self.optimiser.step(scale, keep, norm)
+        numbers = torch.cat((torch.stack((mean, norm, keep)), sums[1:]))
+        self.steps_made += 1
+        return Step(self.steps_made - 1, scale, whole.tokens.numel(), whole.weight, numbers, self._names)
+
+    def products(self) -> contextlib.AbstractContextManager[Any]:
+        """Products in `number`."""
+        if self.number == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.place.device.type, dtype=self.number)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of a checkpoint by name; a loader fills them in place."""
+        settle(self.model)
+        return {
+            **{f"model.{name}": p.detach() for name, p in self.model.named_parameters()},
+            **{f"optimiser.{name}": tensor for name, tensor in self.optimiser.state().items()},
+            **{f"guard.{name}": tensor for name, tensor in self.guard.state().items()},
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint has besides tensors: plain numbers and texts."""
+        return {
+            "steps_made": self.steps_made,
+            "stream": self.stream.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what `state_dict` told; the tensors are loaded besides."""
+        self.stream.load_state_dict(state["stream"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.steps_made = state["steps_made"]
+
+    @torch.no_grad()
+    def validate(self, most_tokens: int) -> dict[str, Any]:
+        """Loss of held-back documents: for each objective in nats a target; for each source, where the run learns
+        causally, in bits per byte of its text.
+
+        Args:
+            most_tokens: of all sources together, dealt out evenly; 0 takes all.
+        """
+        chosen = _by_source(self.shards, most_tokens)
+        found: dict[str, Any] = {"objectives": self._mean_losses([d for part in chosen.values() for d in part])}
+        causal = make_mixture({"causal": 1.0}, self.shards)
+        found["sources"] = {}
+        nats, size = 0.0, 0
+        for name, documents in chosen.items():
+            lost = self._losses(documents, causal).get("causal", (0.0, 0.0))[0]
+            text = sum(document.bytes for document in documents)
+            found["sources"][name] = lost / math.log(2) / max(1, text)
+            nats, size = nats + lost, size + text
+        found["bits_per_byte"] = nats / math.log(2) / size if size else None
+        settle(self.model)
+        return found
+
+    def _mean_losses(self, documents: Sequence[Document]) -> dict[str, float]:
+        return {name: nats / count for name, (nats, count) in self._losses(documents, self.mixture).items() if count}
+
+    def _losses(self, documents: Sequence[Document], mixture: Mixture) -> dict[str, tuple[float, float]]:
+        """Nats and targets of each objective. Every rank computes all of it: it is little, and needs no words."""
+        sums = {name: torch.zeros(2, dtype=torch.float64) for name in mixture.names}
+        batches = whole_batches(documents, mixture, self.config.sequence, self.micro_rows, self.shards.end)
+        for batch in batches:
+            if not batch.weight:
+                continue
+            with self.products():
+                loss = batch_loss(self.model, batch.to(self.place.device))
+            for name in mixture.names:
+                sums[name] += loss.logs[name].double().cpu()
+        return {name: (float(pair[0]), float(pair[1])) for name, pair in sums.items()}
+
+
+def _by_source(shards: Shards, most_tokens: int) -> dict[str, list[Document]]:
+    """Held-back documents of each source, the first ones of the split, at most an even share of the tokens each."""
+    found: dict[str, list[Document]] = {source.name: [] for source in shards.sources}
+    held = shards.documents("validation")
+    if not len(held):
+        return {}
+    counts = dict.fromkeys(found, 0)
+    most = math.inf if not most_tokens else most_tokens / len(found)
+    for document in held:
+        name = shards.sources[document.source].name
+        if counts[name] < most:
+            found[name].append(document)
+            counts[name] += len(document.tokens)
+        if min(counts.values()) >= most:
+            break
+    return {name: documents for name, documents in found.items() if documents}
