@@ -19,6 +19,8 @@ from pando.errors import PandoError
 VERBS = {
     "pull": "Bring a base model: a known name, a hub id, a folder or a GGUF file.",
     "doctor": "Say what this machine offers and what is missing.",
+    "corpus": "Turn documents into token shards, and ask what became of each.",
+    "tokenizer": "Train a tokenizer on a corpus.",
     "task": "Check a task file, show what a model sees of it, print its schema.",
     "adapt": "Climb the ladder: measure every rung on a task and decide.",
     "skins": "List skins, or show one.",
