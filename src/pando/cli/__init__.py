@@ -21,6 +21,8 @@ VERBS = {
     "doctor": "Say what this machine offers and what is missing.",
     "pretrain": "Train a base model on a corpus; or say what it will take (--plan).",
     "runs": "Show pretraining runs: losses, speed, cost, side by side.",
+    "corpus": "Turn documents into token shards, and ask what became of each.",
+    "tokenizer": "Train a tokenizer on a corpus.",
     "task": "Check a task file, show what a model sees of it, print its schema.",
     "adapt": "Climb the ladder: measure every rung on a task and decide.",
     "skins": "List skins, or show one.",

@@ -1,0 +1,325 @@
+"""Files to documents, one reader for each format. What cannot be read becomes a document with a `problem`."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
+
+from pando.errors import DataError
+
+PACKINGS = {".gz": "gzip", ".zst": "zstd"}
+SUFFIXES = {
+    ".txt": "text",
+    ".rst": "text",
+    ".md": "markdown",
+    ".markdown": "markdown",
+    ".html": "html",
+    ".htm": "html",
+    ".xhtml": "html",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".warc": "warc",
+}
+CODE = frozenset(
+    [
+        ".py",
+        ".pyi",
+        ".js",
+        ".jsx",
+        ".ts",
+        ".tsx",
+        ".java",
+        ".c",
+        ".h",
+        ".cc",
+        ".cpp",
+        ".hpp",
+        ".cs",
+        ".go",
+        ".rs",
+        ".rb",
+        ".php",
+        ".swift",
+        ".kt",
+        ".scala",
+        ".sh",
+        ".sql",
+        ".lua",
+        ".pl",
+        ".r",
+        ".jl",
+        ".m",
+        ".hs",
+        ".ml",
+        ".ex",
+        ".erl",
+        ".clj",
+        ".css",
+        ".scss",
+        ".toml",
+        ".yaml",
+        ".yml",
+    ]
+)
+_CONTROL = bytes(set(range(32)) - {9, 10, 12, 13, 27})
+_UNREADABLE = (OSError, EOFError, zlib.error)
+
+
+@dataclass(frozen=True)
+class Found:
+    """One document as a file holds it.
+
+    Attributes:
+        row: line or record, from 1.
+        text: None if it cannot be used, and then `problem` says why in a word or two.
+        size: bytes of the document as found.
+        name: what the file calls it (the address of a web page), else empty.
+    """
+
+    row: int
+    text: str | None
+    size: int
+    problem: str | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class How:
+    """What a reader must know: field of the text, encoding, bytes beyond which a document is left out."""
+
+    text: str
+    encoding: str
+    most: int
+
+
+def format_of(path: str) -> tuple[str, str]:
+    """(format, packing) by the file's name; packing is "", "gzip" or "zstd". Unknown names are text."""
+    suffixes = [suffix.lower() for suffix in PurePosixPath(path).suffixes]
+    packing = PACKINGS.get(suffixes[-1], "") if suffixes else ""
+    last = (suffixes[:-1] if packing else suffixes)[-1:]
+    if not last:
+        return "text", packing
+    return SUFFIXES.get(last[0], "code" if last[0] in CODE else "text"), packing
+
+
+def documents(file: BinaryIO, name: str, kind: str, how: How) -> Iterator[Found]:
+    """The documents of an open file, in order.
+
+    Raises:
+        DataError: the field that the corpus file names is in no row, or the format needs a package that is missing.
+    """
+    guessed, packing = format_of(name)
+    reader = _READERS[guessed if kind == "auto" else kind]
+    row = 0
+    try:
+        with _unpacked(file, packing) as plain:
+            for found in reader(plain, name, how):
+                row = found.row
+                yield found
+    except _UNREADABLE as error:
+        yield Found(row + 1, None, 0, f"file damaged: {error}"[:120])
+
+
+@contextlib.contextmanager
+def _unpacked(file: BinaryIO, packing: str) -> Iterator[BinaryIO]:
+    if packing == "gzip":
+        with gzip.GzipFile(fileobj=file) as plain:
+            yield plain  # type: ignore[misc]
+    elif packing == "zstd":
+        import zstandard
+
+        try:
+            with zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True) as plain:
+                yield io.BufferedReader(plain, 1 << 20)
+        except zstandard.ZstdError as error:
+            raise EOFError(str(error)) from None
+    else:
+        yield file
+
+
+def decoded(data: bytes, how: How) -> tuple[str | None, str | None]:
+    """(text, None) or (None, problem): "huge", "binary", "encoding" or "empty"."""
+    if len(data) > how.most:
+        return None, "huge"
+    if looks_binary(data) and how.encoding.lower().replace("_", "-") in ("utf-8", "latin-1", "ascii"):
+        return None, "binary"
+    try:
+        text = data.decode("utf-8-sig" if how.encoding.lower() in ("utf-8", "utf8") else how.encoding)
+    except (UnicodeDecodeError, LookupError):
+        return None, "encoding"
+    return (text, None) if text and not text.isspace() else (None, "empty")
+
+
+def looks_binary(data: bytes) -> bool:
+    """Whether bytes are no text: a NUL, or more than one in twenty a control character, in the first 64 KiB."""
+    head = data[: 1 << 16]
+    return b"\0" in head or (len(head) - len(head.translate(None, _CONTROL))) * 20 > len(head)
+
+
+def checked(text: Any, row: int, how: How, name: str = "") -> Found:
+    """A string of a row as a document."""
+    if not isinstance(text, str):
+        return Found(row, None, 0, "no text", name)
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return Found(row, None, len(text), "encoding", name)
+    plain, problem = decoded(data, How(how.text, "utf-8", how.most))
+    return Found(row, None if plain is None else text, len(data), problem, name)
+
+
+def _whole(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
+    data = file.read(how.most + 1)
+    size = len(data)
+    while len(data) and size > how.most:
+        data = file.read(1 << 20)
+        size += len(data)
+        if not data:
+            yield Found(1, None, size, "huge")
+            return
+    text, problem = decoded(data, how)
+    yield Found(1, text, size, problem)
+
+
+def _html(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
+    data = file.read(how.most + 1)
+    if len(data) > how.most:
+        yield Found(1, None, len(data), "huge")
+        return
+    yield checked(html_text(data), 1, how) if data.strip() else Found(1, None, len(data), "empty")
+
+
+def html_text(data: bytes) -> str:
+    """The text of a page, without menus and other boilerplate (resiliparse).
+
+    Raises:
+        DataError: the extra `[corpus]` is not installed.
+    """
+    try:
+        from resiliparse.extract.html2text import extract_plain_text
+        from resiliparse.parse.encoding import bytes_to_str, detect_encoding
+    except ImportError:
+        raise DataError("HTML needs resiliparse: install pando-fm[corpus]") from None
+    text = bytes_to_str(data, detect_encoding(data) or "utf-8")
+    return str(extract_plain_text(text, main_content=True)).strip()
+
+
+def _lines(file: BinaryIO, most: int) -> Iterator[tuple[int, bytes | None, int]]:
+    """(line number, line without its end or None where it is over `most` bytes, its size)."""
+    number = 0
+    while line := file.readline(most + 1):
+        number += 1
+        size = len(line)
+        if size > most and not line.endswith(b"\n"):
+            while rest := file.readline(1 << 20):
+                size += len(rest)
+                if rest.endswith(b"\n"):
+                    break
+            yield number, None, size
+        else:
+            yield number, line, size
+
+
+def _jsonl(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
+    for number, line, size in _lines(file, 2 * how.most):  # escapes make JSON longer than its text
+        if line is None:
+            yield Found(number, None, size, "huge")
+            continue
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except UnicodeDecodeError:
+            yield Found(number, None, size, "encoding")
+            continue
+        except (ValueError, RecursionError):
+            yield Found(number, None, size, "binary" if looks_binary(line) else "not JSON")
+            continue
+        yield checked(row.get(how.text) if isinstance(row, dict) else None, number, how)
+
+
+def _parquet(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(file)
+        if how.text not in table.schema_arrow.names:
+            raise DataError(
+                f"{name} has no column {how.text!r}; it has {', '.join(table.schema_arrow.names)}: set text:"
+            )
+        row = 0
+        for batch in table.iter_batches(256, columns=[how.text]):
+            column = batch.column(0)
+            if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+                column = column.cast(pa.large_binary())
+            for value in column.to_pylist():
+                row += 1
+                if isinstance(value, bytes):
+                    text, problem = decoded(value, How(how.text, "utf-8", how.most))
+                    yield Found(row, text, len(value), problem)
+                else:
+                    yield Found(row, None, 0, "no text")
+    except pa.ArrowException as error:
+        raise EOFError(str(error)) from None
+
+
+def _csv(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
+    csv.field_size_limit(max(how.most * 2, 131072))
+    plain = PurePosixPath(name.lower().removesuffix(".gz").removesuffix(".zst"))
+    lines = io.TextIOWrapper(file, encoding=how.encoding, errors="surrogateescape", newline="")
+    rows = csv.reader(lines, delimiter="\t" if plain.suffix == ".tsv" else ",", strict=True)
+    try:
+        header = next(rows, [])
+        if header and how.text not in header:
+            raise DataError(f"{name} has no column {how.text!r}; it has {', '.join(header)[:200]}: set text:")
+        place = header.index(how.text) if header else 0
+        for number, cells in enumerate(rows, 2):
+            yield checked(cells[place] if place < len(cells) else None, number, how)
+    except csv.Error as error:
+        raise EOFError(f"line {rows.line_num}: {error}") from None
+    finally:
+        lines.detach()
+
+
+def _warc(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
+    try:
+        from fastwarc.warc import ArchiveIterator, WarcRecordType
+    except ImportError:
+        raise DataError("WARC needs fastwarc: install pando-fm[corpus]") from None
+    records = ArchiveIterator(file, record_types=WarcRecordType.response, parse_http=True)
+    for number, record in enumerate(records, 1):
+        page = str(record.headers.get("WARC-Target-URI", ""))
+        kind = str(getattr(record, "http_content_type", "") or "")
+        data = record.reader.read()
+        if kind and "html" not in kind and "text" not in kind:
+            yield Found(number, None, len(data), "not a page", page)
+        elif len(data) > how.most:
+            yield Found(number, None, len(data), "huge", page)
+        else:
+            found = checked(html_text(data), number, how, page)
+            yield Found(number, found.text, len(data), found.problem, page)
+
+
+_READERS: dict[str, Callable[[BinaryIO, str, How], Iterator[Found]]] = {
+    "text": _whole,
+    "markdown": _whole,
+    "code": _whole,
+    "html": _html,
+    "jsonl": _jsonl,
+    "parquet": _parquet,
+    "csv": _csv,
+    "warc": _warc,
+}

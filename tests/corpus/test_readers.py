@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from pando.corpus.readers import Found, How, documents, format_of
+from pando.errors import DataError
+
+HOW = How("text", "utf-8", 1000)
+
+
+def read(data: bytes, name: str, kind: str = "auto", how: How = HOW) -> list[Found]:
+    return list(documents(io.BytesIO(data), name, kind, how))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.txt", ("text", "")),
+        ("a.md.gz", ("markdown", "gzip")),
+        ("a.jsonl.zst", ("jsonl", "zstd")),
+        ("a.tar.py", ("code", "")),
+        ("README", ("text", "")),
+        ("b.warc.gz", ("warc", "gzip")),
+    ],
+)
+def test_formats_by_name(name: str, kind: tuple[str, str]) -> None:
+    assert format_of(name) == kind
+
+
+def test_a_text_file_is_one_document() -> None:
+    assert read("\ufeffhällo\n".encode(), "a.txt") == [Found(1, "hällo\n", 10)]
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"", "empty"),
+        (b" \n\t ", "empty"),
+        (b"x" * 1001, "huge"),
+        (b"ab\0cd", "binary"),
+        (bytes(range(1, 9)) * 9, "binary"),
+        (b"caf\xe9", "encoding"),
+    ],
+)
+def test_what_cannot_be_read_is_named(data: bytes, problem: str) -> None:
+    found = read(data, "a.txt")
+    assert [(one.text, one.problem, one.size) for one in found] == [(None, problem, len(data))]
+
+
+def test_another_encoding_may_be_stated() -> None:
+    assert read(b"caf\xe9", "a.txt", how=How("text", "latin-1", 1000))[0].text == "café"
+
+
+def test_jsonl_names_each_bad_line_and_goes_on() -> None:
+    lines = [
+        json.dumps({"text": "one"}).encode(),
+        b"{broken",
+        b'{"text": 5}',
+        b"",
+        b'{"text": "\xff"}',
+        b'{"text": "\\ud800"}',
+        json.dumps({"text": "y" * 1500}).encode(),
+        json.dumps({"text": "z" * 5000}).encode(),
+        b'{"text": ""}',
+        b"[1]",
+        json.dumps({"text": "last"}).encode(),
+    ]
+    found = read(b"\n".join(lines), "a.jsonl")
+    assert [(one.row, one.text or one.problem) for one in found] == [
+        (1, "one"),
+        (2, "not JSON"),
+        (3, "no text"),
+        (5, "encoding"),
+        (6, "encoding"),
+        (7, "huge"),
+        (8, "huge"),
+        (9, "empty"),
+        (10, "no text"),
+        (11, "last"),
+    ]
+
+
+@pytest.mark.parametrize("packing", ["gz", "zst"])
+def test_packed_files_and_cut_ones(packing: str) -> None:
+    import random
+
+    draw = random.Random(0)
+    text = [f"{draw.random()}" * 3 for _ in range(4000)]
+    plain = "".join(json.dumps({"text": one}) + "\n" for one in text).encode()
+    packed = gzip.compress(plain) if packing == "gz" else zstandard.compress(plain)
+    assert [one.text for one in read(packed, f"a.jsonl.{packing}")] == text
+    cut = read(packed[: len(packed) // 2], f"a.jsonl.{packing}")
+    assert [one.text for one in cut[:500]] == text[:500]
+    assert cut[-1].problem and (cut[-1].problem.startswith("file damaged") or cut[-1].problem == "not JSON")
+
+
+def test_parquet_csv_and_their_missing_columns() -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"text": ["a b", None, ""], "other": [1, 2, 3]}), buffer)
+    found = read(buffer.getvalue(), "a.parquet")
+    assert [(one.row, one.text or one.problem) for one in found] == [(1, "a b"), (2, "no text"), (3, "empty")]
+    with pytest.raises(DataError, match="no column 'body'; it has text, other"):
+        read(buffer.getvalue(), "a.parquet", how=How("body", "utf-8", 1000))
+    assert read(b"no parquet at all", "a.parquet")[0].problem is not None
+    lines = io.StringIO()
+    csv.writer(lines).writerows([["id", "text"], ["1", "one,\ntwo"], ["2", ""]])
+    found = read(lines.getvalue().encode(), "a.csv")
+    assert [(one.row, one.text or one.problem) for one in found] == [(2, "one,\ntwo"), (3, "empty")]
+    assert read(b"id\ttext\n1\tx y\n", "a.tsv")[0].text == "x y"
+    assert read(b"text\nok\nbad \xff\n", "a.csv")[1].problem == "encoding"
+
+
+PAGE = b"""<html><head><title>T</title></head><body><nav><a href=x>Menu</a></nav><article><h1>Aspens</h1>
+<p>Pando is a grove of trees that share one root, and it is very old and very heavy.</p></article></body></html>"""
+
+
+def test_html_gives_its_text() -> None:
+    pytest.importorskip("resiliparse")
+    text = read(PAGE, "a.html")[0].text
+    assert text is not None and "share one root" in text and "<p>" not in text
+
+
+def test_warc_gives_its_pages() -> None:
+    pytest.importorskip("fastwarc")
+    http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + PAGE
+    head = (
+        "WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a.test/x\r\nWARC-Date: 2024-01-01T00:00:00Z\r\n"
+        "WARC-Record-ID: <urn:uuid:12345678-1234-1234-1234-123456789012>\r\n"
+        f"Content-Type: application/http; msgtype=response\r\nContent-Length: {len(http)}\r\n\r\n"
+    ).encode()
+    found = read(head + http + b"\r\n\r\n", "a.warc", how=How("text", "utf-8", 100_000))
+    assert len(found) == 1 and found[0].name == "http://a.test/x"
+    assert found[0].text is not None and "share one root" in found[0].text
