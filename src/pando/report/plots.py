@@ -111,7 +111,7 @@ def quality_against_cost(report: Mapping[str, Any]) -> str:
 def _near(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether the names of two rungs would cover each other on the same side of their points."""
     low, high = sorted((max(one["cost_per_1k"], 1e-6), max(other["cost_per_1k"], 1e-6)))
-    return high / low < 2 and abs(one["dev"]["quality"] - other["dev"]["quality"]) < 0.02
+    return bool(high / low < 2 and abs(one["dev"]["quality"] - other["dev"]["quality"]) < 0.02)
 
 
 def reliability(calibration: Mapping[str, Any]) -> str:
