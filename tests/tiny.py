@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -21,7 +22,7 @@ TEMPLATE = (
 END = "<|im_end|>"
 
 
-def tiny_base(folder: Path, context_length: int = 256, seed: int = 0) -> BaseModel:
+def tiny_base(folder: Path, context_length: int = 256, seed: int = 0, family: str = "llama") -> BaseModel:
     """Writes a Hugging Face folder with fresh weights and opens it."""
     folder.mkdir(parents=True, exist_ok=True)
     raw = Tokenizer(models.BPE())
@@ -31,8 +32,8 @@ def tiny_base(folder: Path, context_length: int = 256, seed: int = 0) -> BaseMod
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     raw.train_from_iterator(text, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False))
     raw.add_special_tokens([AddedToken("<|im_start|>", special=True), AddedToken(END, special=True)])
-    layer = LayerConfig(AttentionConfig(4, 2, 16, RopeConfig(16)), MlpConfig(96))
-    config = ModelConfig("llama", raw.get_vocab_size(), 64, (layer,) * 3, context_length, tied=True)
+    layer = LayerConfig(AttentionConfig(4, 2, 16, RopeConfig(16), qk_norm=family == "qwen3"), MlpConfig(96))
+    config = ModelConfig(family, raw.get_vocab_size(), 64, (layer,) * 3, context_length, tied=True)
     model = Transformer(config)
     model.initialise(seed)
     with torch.no_grad():
@@ -45,7 +46,7 @@ def tiny_base(folder: Path, context_length: int = 256, seed: int = 0) -> BaseMod
     return open_base(folder)
 
 
-def tiny_engine(folder: Path, cache_tokens: int = 4096, **options: int) -> Engine:
+def tiny_engine(folder: Path, cache_tokens: int = 4096, **options: Any) -> Engine:
     """An engine over a fresh tiny base."""
     base = tiny_base(folder, **options)
     return Engine(base, base.module(), torch.device("cpu"), "float32", cache_tokens)

@@ -25,15 +25,22 @@ def config(
     bias: bool = False,
     scaling: RopeScaling | None = None,
     hidden: int = 96,
+    family: str = "llama",
     **changes: Any,
 ) -> ModelConfig:
-    """A llama of two layers."""
-    attention = AttentionConfig(heads, kv_heads, head_dim, RopeConfig(head_dim, 10_000.0, scaling), bias)
-    values: dict[str, Any] = {"d_model": 64, "context_length": 128, "norm_eps": 1e-5, "initializer_range": 0.2}
+    """A llama or qwen3 of two layers; `bias` is that of attention and, for a llama, of the feed-forward layer."""
+    rope = RopeConfig(head_dim, 10_000.0, scaling)
+    attention = AttentionConfig(heads, kv_heads, head_dim, rope, bias, qk_norm=family == "qwen3")
+    values: dict[str, Any] = {
+        "vocab_size": 320,
+        "d_model": 64,
+        "context_length": 128,
+        "norm_eps": 1e-5,
+        "initializer_range": 0.2,
+    }
     return ModelConfig(
-        family="llama",
-        vocab_size=320,
-        layers=(LayerConfig(attention, MlpConfig(hidden, bias=bias)),) * 2,
+        family=family,
+        layers=(LayerConfig(attention, MlpConfig(hidden, bias=bias and family == "llama")),) * 2,
         tied=tied,
         **values | changes,
     )

@@ -91,10 +91,11 @@ class RowContext(Context):
         if documents is not None or prefix is not None:
             if documents is None:
                 documents = torch.zeros_like(tokens)
-            if tokens.device.type == "cpu":
-                self._parts = _Parts.of(_starts(documents), prefix)
-            else:
+            starts = _starts(documents)
+            if tokens.device.type != "cpu":
                 self._mask = _mask(documents, prefix)
+            elif prefix is not None or starts[:, 1:].any():  # else plain rows
+                self._parts = _Parts.of(starts, prefix)
         super().__init__(positions, adapters)
 
     def attend(self, layer: int, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

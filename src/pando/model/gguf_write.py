@@ -120,5 +120,5 @@ def licence_of(base: BaseModel) -> str | None:
         return None
     for line in card.read_text(encoding="utf-8").split("\n---", 1)[0].splitlines():
         if line.startswith("license:"):
-            return line.removeprefix("license:").strip() or None
+            return line.removeprefix("license:").strip().strip("\"'") or None
     return None

@@ -19,7 +19,7 @@ import random
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, A
     Raises:
         CheckpointError: the disk is full or the folder cannot be written; older checkpoints stay as they were.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save as write
 
@@ -72,7 +73,7 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, A
             aside.rename(final)
             _sync(folder)
             atomic_write(folder / LATEST, final.name)
-    except Exception as error:
+    except (Exception, CheckpointException) as error:  # torch's is no Exception
         problem = error
     if place.agree(float(problem is not None)) or problem is not None:
         if place.first:
@@ -91,8 +92,10 @@ def load(path: Path, tensors: dict[str, Tensor], place: Place) -> None:
     from torch.distributed.checkpoint.state_dict_loader import load as read
 
     try:
+        reader = _reader(path)
+        reader.read_metadata()  # by itself, as torch would look for another one where this is refused
         with _quiet():
-            read(tensors, storage_reader=_reader(path), no_dist=place.world == 1)
+            read(tensors, storage_reader=reader, no_dist=place.world == 1)
     except (CheckpointException, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} does not fit this run ({_first_line(error)}); start a new one") from None
 
@@ -168,16 +171,20 @@ def restore_random_state(state: dict[str, Any]) -> None:
 class _Contents(pickle.Unpickler):
     """Reads torch's table of contents and nothing else: a file that names any other type is refused."""
 
-    _MODULES = ("torch.distributed.checkpoint.", "torch.distributed._shard.", "torch._utils", "pathlib")
-    _NAMES = (
-        ("builtins", "set"), ("builtins", "dict"), ("builtins", "list"), ("collections", "OrderedDict"),
-        ("torch", "Size"), ("torch", "device"), ("torch.serialization", "_get_layout"),
-    )  # fmt: skip
+    _MODULES: ClassVar = {
+        "torch.distributed.checkpoint.metadata": (
+            "Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "BytesStorageMetadata",
+            "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING",
+        ),
+        "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+        "torch.serialization": ("_get_layout",),
+        "torch": ("Size", "device"),
+        "pathlib": ("Path", "PosixPath", "PurePosixPath"),
+    }  # fmt: skip
 
     def find_class(self, module: str, name: str) -> Any:
-        numbers = module == "torch" and isinstance(getattr(torch, name, None), (torch.dtype, torch.memory_format))
-        types = module.startswith(self._MODULES) and (name[:1].isupper() or name.startswith("_Storage"))
-        if not (types or numbers or (module, name) in self._NAMES):
+        number = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if not number and name not in self._MODULES.get(module, ()):
             raise pickle.UnpicklingError(f"its table of contents names {module}.{name}")
         return super().find_class(module, name)
 

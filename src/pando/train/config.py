@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pando.errors import PandoError
+from pando.model.config import InitConfig
 from pando.train.optim import OptimConfig
 
 FORMAT = 1
@@ -139,7 +140,7 @@ class PretrainConfig:
         batch: slots of one step.
         sequence: slots of a row.
         z_loss: factor of the z-loss.
-        initializer_range: standard deviation of fresh weights.
+        init: how fresh weights are drawn (pando.model.config.InitConfig).
         model, optim, machine, keep, watch: see there.
     """
 
@@ -152,7 +153,7 @@ class PretrainConfig:
     batch: int = 0
     sequence: int = 512
     z_loss: float = 0.0
-    initializer_range: float = 0.02
+    init: InitConfig = field(default_factory=InitConfig)
     model: ShapeConfig = ShapeConfig()
     optim: OptimConfig = field(default_factory=OptimConfig)
     machine: MachineConfig = MachineConfig()
@@ -179,7 +180,7 @@ FREE = {"name", "size", "budget", "keep", "watch", "machine.device", "machine.mi
 _LEAST: dict[str, float] = {
     "budget.hours": 1e-6, "budget.usd": 1e-9, "model.depth": 1, "model.width": 1, "model.hidden": 1, "model.heads": 1,
     "model.kv_heads": 1, "model.head_dim": 2, "model.context": 2, "model.rope_theta": 1, "tokens": 1, "batch": 1,
-    "sequence": 2, "initializer_range": 1e-9, "keep.last": 1, "watch.sample_tokens": 1, "optim.momentum_steps": 0,
+    "sequence": 2, "keep.last": 1, "watch.sample_tokens": 1, "optim.momentum_steps": 0,
     "optim.epsilon": 1e-30, "optim.spike_window": 2,
 }  # fmt: skip
 _BELOW_ONE = {"optim.momentum", "optim.second_beta", "optim.beta1", "optim.beta2"}

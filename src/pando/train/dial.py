@@ -81,8 +81,6 @@ def resolve(given: Given, corpus: CorpusFacts, flops: Callable[[], float], usd_p
         values["batch"] = best_batch(values["tokens"], build(values).sequence)
         notes.append(f"batch: {values['batch']:,} tokens a step (Power Lines; at least {LEAST_STEPS} steps)")
     _rates(values, shape.width)
-    if "initializer_range" not in values:
-        values["initializer_range"] = round(0.5 * shape.width**-0.5, 4)
     return Resolved(_checked(given, build(values)), tuple(notes))
 
 
@@ -100,7 +98,7 @@ def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:
         context_length=shape.context,
         norm_eps=1e-6,
         tied=shape.tied,
-        initializer_range=config.initializer_range,
+        init=config.init,
     )
 
 

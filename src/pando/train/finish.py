@@ -2,78 +2,64 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-from pando.files import atomic_dir
-from pando.model.checkpoint import save_model
+from pando.model.card import Card
+from pando.model.export import write_base
 from pando.model.transformer import Transformer
 from pando.train.config import PretrainConfig
+from pando.train.dial import train_flops
 from pando.train.shards import Shards
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
-
-def write_base(
+def leave_base(
     folder: Path, model: Transformer, shards: Shards, config: PretrainConfig, actual: dict[str, Any]
 ) -> None:
-    """Writes the folder, whole or not at all: weights (float32), config, tokenizer and README.md, the model's card.
+    """Writes the folder, whole or not at all.
 
     Args:
         model: whole, on the CPU.
         actual: what the run took; see `pando.train.loop`.
     """
-    with atomic_dir(folder) as new:
-        ids = {"bos_token_id": None, "eos_token_id": shards.end, "pad_token_id": shards.end}
-        save_model(model, new, ids)
-        for name in _TOKENIZER_FILES:
-            if (shards.folder / name).is_file():
-                shutil.copyfile(shards.folder / name, new / name)
-        (new / "generation_config.json").write_text(
-            json.dumps({"eos_token_id": shards.end, "pad_token_id": shards.end})
-        )
-        (new / "README.md").write_text(card(model, shards, config, actual), encoding="utf-8")
+    write_base(folder, model, shards.folder, card(model, shards, config, actual))
 
 
-def card(model: Transformer, shards: Shards, config: PretrainConfig, actual: dict[str, Any]) -> str:
-    """The model card: shape, data mix with licences, objectives, what was measured, what it cost."""
-    shape = config.model
+def card(model: Transformer, shards: Shards, config: PretrainConfig, actual: dict[str, Any]) -> Card:
+    """The model card: data mix with licences, shape and objectives, what was measured, what it cost."""
     total = sum(source.tokens for source in shards.sources) or 1
-    validation = actual.get("validation") or {}
-    bits = validation.get("sources") or {}
-    rows = [
-        f"| {one.name} | {one.licence} | {one.documents:,} | {one.tokens:,} | {100 * one.tokens / total:.1f} % | "
-        f"{bits[one.name]:.3f} |" if one.name in bits else
-        f"| {one.name} | {one.licence} | {one.documents:,} | {one.tokens:,} | {100 * one.tokens / total:.1f} % | - |"
+    bits = (actual.get("validation") or {}).get("sources") or {}
+    data = [
+        {
+            "source": one.name,
+            "licence": one.licence,
+            "documents": one.documents,
+            "tokens": one.tokens,
+            "share": f"{100 * one.tokens / total:.1f} %",
+            "bits per byte": bits.get(one.name, "-"),
+        }
         for one in shards.sources
-    ]  # fmt: skip
-    licences = sorted({source.licence for source in shards.sources})
-    objectives = ", ".join(f"{name} ({weight})" for name, weight in config.objectives.items())
-    held = actual.get("bits_per_byte")
-    lines = [
-        f"# {config.name}",
-        "",
-        f"A base model of the {shape.family} family, trained from scratch with `pando pretrain`. It continues text; it "
-        "was not taught to follow instructions.",
-        "",
-        f"- {model.config.parameters:,} parameters: {shape.depth} blocks of width {shape.width}, {shape.heads} heads "
-        f"({shape.kv_heads} for keys and values), vocabulary {model.config.vocab_size:,}, context {shape.context}",
-        f"- trained on {actual['tokens']:,} tokens in {actual['steps']:,} steps of {config.batch:,}; objectives: "
-        f"{objectives}",
-        f"- {held:.4f} bits per byte on held-back documents" if held is not None else "- no held-back documents",
-        f"- took {actual['hours']:.2f} hours and {actual['usd']:.2f} US dollars",
-        "",
-        "## What it was trained on",
-        "",
-        f"Corpus `{shards.hash}`. Licences of the text: {', '.join(licences)}. The weights can carry text of it.",
-        "",
-        "| source | licence | documents | tokens | share | bits per byte |",
-        "|---|---|---:|---:|---:|---:|",
-        *rows,
-        "",
-        "Every value of the run is in `config.yaml` beside this folder.",
-        "",
     ]
-    return "\n".join(lines)
+    shape = config.model
+    training = {
+        "parameters": model.config.parameters,
+        "shape": f"{shape.family}, {shape.depth} blocks of width {shape.width}, {shape.heads} heads",
+        "context": shape.context,
+        "vocabulary": model.config.vocab_size,
+        "tokens": actual["tokens"],
+        "steps": actual["steps"],
+        "objectives": ", ".join(config.objectives),
+        "corpus": shards.hash,
+    }
+    flops = f"{actual['tokens'] * train_flops(model.config):.3g}"
+    costs = {"hours": actual["hours"], "US dollars": actual["usd"], "FLOPs": flops}
+    held = actual.get("bits_per_byte")
+    return Card(
+        name=config.name,
+        summary="A base model trained from scratch with `pando pretrain`. It continues text; it was not taught to "
+        "follow instructions. The weights can carry text that they were trained on.",
+        data=data,
+        training=training,
+        costs=costs,
+        results={} if held is None else {"bits per byte, held-back documents": held},
+    )

@@ -27,7 +27,7 @@ from pando.model.transformer import Transformer
 from pando.train import checkpoint, plan
 from pando.train.config import Given, PretrainConfig, build, changes, flat, read_config, write_config
 from pando.train.dial import CorpusFacts, Resolved, model_config, resolve, train_flops
-from pando.train.finish import write_base
+from pando.train.finish import leave_base
 from pando.train.log import NAME, Log, Watcher
 from pando.train.lora import fastest_dtype
 from pando.train.parallel import Place, gathered
@@ -306,7 +306,7 @@ class _Run:
     def _finish(self) -> None:
         model = gathered(self.trainer.model, self.place)
         if model is not None:
-            write_base(self.folder / "model", model, self.shards, self.config, self._actual())
+            leave_base(self.folder / "model", model, self.shards, self.config, self._actual())
         self._tell("end", self.trainer.steps_made, {"total_seconds": self.seconds, "usd": self.money.usd(self.seconds)})
         self.place.meet()
 

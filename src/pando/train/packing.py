@@ -14,6 +14,7 @@ from typing import Any
 from pando.train.example import Example
 
 POOL = 1024  # pieces that wait; more fit better, shuffle more and make a restart read more
+_TRIES = 4
 
 Key = tuple[int, ...]
 
@@ -66,10 +67,9 @@ class Packer:
 
     def row(self) -> list[Piece]:
         """The pieces of the next row, in order; takes them out. The pool must not be empty."""
-        first = self._pool[_mixed(self._seed, self._rows) % len(self._pool)]
+        found = [self._remove(self._first())]
         self._rows += 1
-        found = [self._remove(first)]
-        room = self.length - (first.stop - first.start)
+        room = self.length - (found[0].stop - found[0].start)
         while room:
             piece = self._fitting(room) or self._cut(room)
             if piece is None:
@@ -93,6 +93,14 @@ class Packer:
         for place, piece in enumerate(pieces):
             piece.place = place
         self._made, self._rows = state["made"], state["rows"]
+
+    def _first(self) -> Piece:
+        """A piece drawn at random: of a few, the first that others fill up exactly, if there is one."""
+        drawn = [self._pool[_mixed(self._seed, _TRIES * self._rows + i) % len(self._pool)] for i in range(_TRIES)]
+        return next((piece for piece in drawn if self._completes(self.length - piece.stop + piece.start)), drawn[0])
+
+    def _completes(self, room: int) -> bool:
+        return room == 0 or bool(self._bits >> room & 1 or self._bits & (self._mirror >> (self.length - room)))
 
     def _fitting(self, room: int) -> Piece | None:
         """The best fit: fills the room alone, or together with another one, or is the longest that fits."""

@@ -28,8 +28,8 @@ class Span:
     Args:
         tokenizer, end: as for every objective.
         rate: share of the tokens that is cut out.
-        mean_length: of a span, in tokens. Spans are longer where a document needs more of them than the tokenizer has
-            sentinels.
+        mean_length: of a span, in tokens. Spans are longer where there are fewer sentinels than that would need, and
+            where their marks would not fit into the row with a document that does.
     """
 
     name = "span"
@@ -50,23 +50,27 @@ class Span:
 
     def examples(self, tokens: NDArray[np.int32], room: int, rng: np.random.Generator | None) -> list[Example]:
         assert rng is not None
-        body = tokens[:-1]
-        parts = 1
-        while self._size(-(-len(body) // parts)) > room:
-            parts += 1
-        return [self._corrupted(part, rng) for part in np.array_split(body, parts)]
+        body, found = tokens[:-1], []
+        spans = self._spans(room)
+        full = room - 1 - 2 * spans  # so many tokens with so many spans fill a row
+        while len(body) + 3 > room:
+            found.append(self._corrupted(body[:full], spans, rng))
+            body = body[full:]
+        fewer = (room - 1 - len(body)) // 2
+        return [*found, self._corrupted(body, min(self._spans(len(body)), fewer), rng)]
 
-    def _counts(self, size: int) -> tuple[int, int]:
-        """Tokens that are cut out of `size`, and in how many spans."""
-        noise = min(max(1, round(size * self._rate)), size)
-        spans = max(1, round(noise / self._mean))
-        return noise, min(spans, noise, size - noise + 1, len(self._sentinels))
+    def _noise(self, size: int) -> int:
+        """Tokens that are cut out of `size`."""
+        return min(max(1, round(size * self._rate)), size)
 
-    def _size(self, size: int) -> int:
-        return size + 2 * self._counts(size)[1] + 1
+    def _spans(self, size: int) -> int:
+        """In how many spans."""
+        noise = self._noise(size)
+        return min(max(1, round(noise / self._mean)), noise, size - noise + 1, len(self._sentinels))
 
-    def _corrupted(self, body: NDArray[np.int32], rng: np.random.Generator) -> Example:
-        noise, spans = self._counts(len(body))
+    def _corrupted(self, body: NDArray[np.int32], spans: int, rng: np.random.Generator) -> Example:
+        """The example of len(body) + 2 * spans + 1 tokens."""
+        noise = self._noise(len(body))
         kept_sizes = _partition(len(body) - noise + 2, spans + 1, rng)
         kept_sizes[[0, -1]] -= 1  # only the first and the last stretch that is kept may be empty
         cut_sizes = _partition(noise, spans, rng)
