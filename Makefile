@@ -3,10 +3,11 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help setup demo test check format bench verify clean
+.PHONY: help setup demo pretrain-demo test check format bench verify clean
 
 help:
 	@echo "make demo    the main job end to end, on real tweets and the embedded base model"
+	@echo "make pretrain-demo    a base model of one's own, from the standard library's text; about 40 minutes"
 	@echo "make test    style, types, import floors and all tests"
 	@echo "make setup   environment (.venv) and base model; the others do this by themselves"
 	@echo "make check   style, types and import floors only;  make format  mends the style"
@@ -34,6 +35,9 @@ setup: .venv/ready
 
 demo: setup
 	@$(PY) examples/tweets/demo.py
+
+pretrain-demo: setup
+	@$(PY) examples/pretrain-stdlib/demo.py
 
 check: .venv/ready
 	@$(PY) -m ruff check .
