@@ -73,7 +73,7 @@ def anchors(text: str) -> set[str]:
 
 
 def commands(name: str, text: str) -> Iterator[str]:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     for block in blocks(text, "sh", "bash", "console", ""):
         for line in block.replace("\\\n", " ").splitlines():
             words = (
