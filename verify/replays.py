@@ -54,6 +54,13 @@ class World:
             members = np.split(order, np.flatnonzero(np.diff(self.groups[order])) + 1)
             object.__setattr__(self, "_members", members)
 
+    def independent(self, n: int) -> float:
+        """About how many groups of equal size count as much as `n` items (Kish), or `n` where there are no groups."""
+        if self.groups is None:
+            return n
+        sizes = np.bincount(self.groups).astype(float)
+        return float(n * sizes.sum() / (sizes**2).sum())
+
     def supports(self, n: int) -> bool:
         """Whether `n` items are enough for this metric to mean something: macro F1 needs five units of each label."""
         sizes = np.bincount(self.groups) if self.groups is not None else np.ones(1)
