@@ -83,8 +83,10 @@ def _gopher(text: pa.Array, words: Words) -> dict[str, Any]:
     stop = words.of_distinct(pc.index_in(words.distinct, pa.array(STOP_WORDS, words.distinct.type)).fill_null(-1))
     real = _sum(words, ~symbol)
     every = words.count
-    lines, owner = _lines(text, r"\r\n|[\n\r\x0b\x0c\x1c-\x1e\x{85}\x{2028}\x{2029}]")
-    bullets = pc.match_substring_regex(lines, r"^\s*[•‣▪\-*]")
+    ends = pc.ends_with(text, "\n")  # a line break at the very end begins no line
+    text_lines = pc.if_else(ends, pc.replace_substring_regex(text, r"\n\z", ""), text)
+    lines, owner = _lines(text_lines, r"\r\n|[\n\r\x0b\x0c\x1c-\x1e\x{85}\x{2028}\x{2029}]")
+    bullets = pc.match_substring_regex(lines, r"^\s*[•-]")
     dots = pc.match_substring_regex(lines, r"(\.\.\.|…)\s*$")
     many = np.bincount(owner, minlength=len(text))
     stops = sum((_sum(words, stop == place) > 0).astype(np.int64) for place in range(len(STOP_WORDS)))
@@ -106,7 +108,7 @@ def _repetition(text: pa.Array, words: Words) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for pieces, whose, name in (
         (paragraphs, owner, "paragraph"),
-        (*_lines(pc.utf8_trim_whitespace(text), r"\n+"), "line"),
+        (*_lines(text, r"\n+"), "line"),
     ):
         again, chars = repeated_pieces(pieces, whose, len(text))
         found[f"duplicate_{name}s"] = _ratio(again, np.bincount(whose, minlength=len(text)))
