@@ -112,16 +112,18 @@ def natural(home: Path, table: Table) -> None:
     score = numbers(parts, "decontaminate", "contamination")
     leaks = np.array([kind.startswith("benchmark-leak") for kind in kinds])
     named = column(parts, "decontaminate", "contamination_item")
-    other = [(kinds[n], round(float(score[n]), 2), named[n].as_py()) for n in np.flatnonzero((score >= 0.45) & ~leaks)]
+    other = [(kinds[n], round(float(score[n]), 2), named[n].as_py()) for n in np.flatnonzero((score >= 0.5) & ~leaks)]
     print(f"  held to be leaks besides those marked as such: {len(other)} of {int((~leaks).sum()):,}, as {other[:3]}")
     table.line(
         "leaked rows (raw_messy)",
         int(leaks.sum()),
-        float((score[leaks] >= 0.45).mean()),
-        float((score[leaks] >= 0.45).sum() / (score >= 0.45).sum()),
-        (0.99, 0.7),
+        float((score[leaks] >= 0.5).mean()),
+        float((score[leaks] >= 0.5).sum() / (score >= 0.5).sum()),
+        (0.99, 0.0),
         "the others found hold such items too: quoted speeches, textbook exercises",
     )
+    if len(other) > 0.005 * len(found):
+        table.failed.append("too many rows held to be leaks")
 
 
 def grams(texts: list[str]) -> list[set[str]]:
@@ -192,7 +194,7 @@ def leaks(home: Path, table: Table) -> None:
     path = str(home / "leaks.npz")
 
     def found(texts: list[str]) -> np.ndarray[Any, Any]:
-        return contamination.scores(pa.array(texts, pa.large_string()), path).column("contamination").to_numpy() >= 0.45
+        return contamination.scores(pa.array(texts, pa.large_string()), path).column("contamination").to_numpy() >= 0.5
 
     alone = found(hosts)
     for kind, change, least in (

@@ -113,7 +113,7 @@ class Decontaminate(_Part):
     tasks: tuple[str, ...] = Field(default=(), description="Task files; all their rows are protected.")
     files: tuple[str, ...] = Field(default=(), description="Data files (or globs) whose texts are protected.")
     ngram: int = Field(default=3, ge=2, le=32)
-    min: float = Field(default=0.45, gt=0, le=1, description="Share of an item's n-grams found together.")
+    min: float = Field(default=0.5, gt=0, le=1, description="Share of an item's n-grams found together.")
     shortest: int = Field(
         default=10, ge=2, description="Items of fewer words are not looked for: common phrases have them."
     )
