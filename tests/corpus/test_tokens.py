@@ -51,6 +51,8 @@ def test_ids_are_those_of_tokenizers(folder: Path) -> None:
 def test_the_fast_library_is_used_where_it_is_there(folder: Path) -> None:
     pytest.importorskip("gigatoken")
     assert tokens.encoded([document(1)], str(folder / "tokenizer.json"))[1]
+    found, fast = tokens.encoded(["only <|mask|>"], str(folder / "tokenizer.json"))  # nothing is left to prove it with
+    assert fast and len(found) == 1 and tokens.encoded([], str(folder / "tokenizer.json")) == ([], False)
 
 
 @pytest.mark.parametrize("fault", ["wrong", "raises"])

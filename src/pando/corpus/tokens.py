@@ -130,6 +130,8 @@ def _fast(tokenizer: str) -> Encode | None:
         return None
 
     def fast(texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
+        if not texts:
+            return []
         found = made.encode_batch([text.encode() for text in texts], parallel=False)
         flat, ends = _flat(found)
         return np.split(flat, ends[:-1])

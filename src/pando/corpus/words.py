@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
+PIECE_BYTES = 1_000_000
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 # scripts that write no spaces between words: each character stands for a word
 _UNSPACED = r"([\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}])"
@@ -75,8 +77,20 @@ def plain(text: pa.Array) -> Words:
     return _split(pc.split_pattern(normal(text), " "))
 
 
+def pieces(text: pa.Array) -> list[pa.Array]:
+    """The texts in runs of about 1 MB: working arrays of that size stay in the processor's cache."""
+    ends = np.cumsum(pc.binary_length(text).to_numpy(zero_copy_only=False), dtype=np.int64)
+    run = (ends - 1) // PIECE_BYTES
+    first = np.flatnonzero(np.concatenate([[True], run[1:] != run[:-1]])) if len(run) else np.zeros(1, np.int64)
+    return [text.slice(a, b - a) for a, b in pairwise([*first.tolist(), len(text)])]
+
+
 def normal(text: pa.Array) -> pa.Array:
     """Texts as `plain` compares them: lower case, words of letters, marks and digits parted by one space."""
+    return pa.concat_arrays([_normal(piece.cast(pa.large_string())) for piece in pieces(text)])
+
+
+def _normal(text: pa.Array) -> pa.Array:
     # most texts that are not ASCII are so for their quotation marks and dashes alone
     wide = pc.invert(pc.string_is_ascii(text))
     text = pc.replace_with_mask(text, wide, pc.replace_substring_regex(text.filter(wide), _COMMON_MARKS, " "))
@@ -90,7 +104,6 @@ def normal(text: pa.Array) -> pa.Array:
 
 def _ascii_normal(text: pa.Array) -> pa.Array:
     """`normal` of ASCII texts, on the bytes of all of them at once."""
-    text = text.cast(pa.large_string())
     offsets = np.frombuffer(text.buffers()[1], np.int64)[text.offset : text.offset + len(text) + 1]
     if offsets[-1] == offsets[0]:
         return pa.array([""] * len(text), pa.large_string())
