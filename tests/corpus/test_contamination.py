@@ -45,7 +45,7 @@ def test_verbatim_items_are_found_wherever_they_stand(path: Path) -> None:
 
 def test_items_with_one_word_in_ten_changed_are_found(path: Path) -> None:
     found, _ = scores([changed(item(n, 20 + n % 40), 10, n) for n in range(100)], path)
-    assert sum(score >= 0.35 for score in found) >= 95
+    assert sum(score >= 0.45 for score in found) >= 95
 
 
 def test_other_texts_have_nothing_of_them(path: Path) -> None:
@@ -56,7 +56,7 @@ def test_other_texts_have_nothing_of_them(path: Path) -> None:
 def test_an_item_spread_over_a_book_is_no_copy(path: Path) -> None:
     words = item(3, 23).split()
     pieces = [" ".join(words[at : at + 6]) + " " + document(at, 60) for at in range(0, 18, 6)]
-    assert scores([" ".join(pieces)], path)[0][0] < 0.35
+    assert scores([" ".join(pieces)], path)[0][0] < 0.45
 
 
 def test_the_hash_stands_for_the_items() -> None:

@@ -35,7 +35,7 @@ def slow(text: str) -> dict[str, float]:
     import re
 
     for name, parting in (("paragraph", r"\n{2,}"), ("line", r"\n+")):
-        pieces, seen, count, chars = re.split(parting, text.strip()), set(), 0, 0
+        pieces, seen, count, chars = re.split(parting, text.strip() if name == "paragraph" else text), set(), 0, 0
         for piece in pieces:
             if piece in seen:
                 count, chars = count + 1, chars + len(piece)
@@ -49,7 +49,7 @@ def slow(text: str) -> dict[str, float]:
     for n in range(5, 11):
         seen, chars, at = set(), 0, 0
         while at < len(words) - n + 1:
-            gram = " ".join(words[at : at + n])
+            gram = "".join(words[at : at + n])
             if gram in seen:
                 chars, at = chars + len(gram), at + n
             else:
@@ -64,6 +64,7 @@ def samples() -> list[str]:
     made = [document(seed, draw.randint(1, 30)) for seed in range(60)]
     made += [f"{text}\n{text}" for text in made[:8]]
     made += ["\n".join(f"- item {draw.randint(0, 9)} ..." for _ in range(30)) for _ in range(4)]
+    made += [document(77, 9) + "\n\n"]
     made += ["one two three four five six " * 40, "# " * 60 + "word", "ünïcödé wörds … " * 30, "a\n\n\nb\n\nb a the b"]
     made += [" ".join(draw.choice("ab") for _ in range(draw.randint(12, 400))) for _ in range(20)]
     return made

@@ -112,10 +112,10 @@ class Decontaminate(_Part):
 
     tasks: tuple[str, ...] = Field(default=(), description="Task files; all their rows are protected.")
     files: tuple[str, ...] = Field(default=(), description="Data files (or globs) whose texts are protected.")
-    ngram: int = Field(default=5, ge=2, le=32)
-    min: float = Field(default=0.35, gt=0, le=1, description="Share of an item's n-grams found together.")
+    ngram: int = Field(default=3, ge=2, le=32)
+    min: float = Field(default=0.5, gt=0, le=1, description="Share of an item's n-grams found together.")
     shortest: int = Field(
-        default=8, ge=2, description="Items of fewer words are not looked for: common phrases have them."
+        default=10, ge=2, description="Items of fewer words are not looked for: common phrases have them."
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -125,8 +126,32 @@ def opened(path: str) -> Iterator[BinaryIO]:
         with open(path, "rb") as file:
             yield file
         return
-    with _daft().File(path).open() as file:
-        yield file
+    with _daft().File(path).open() as file, io.BufferedReader(_Remote(file), 1 << 20) as whole:
+        yield whole
+
+
+class _Remote(io.RawIOBase):
+    """A file of Daft's as Python's readers want one."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def _answer(task: str) -> str:

@@ -57,10 +57,10 @@ def repeated_ngrams(words: Words, longest: int = 10) -> dict[str, F64]:
         kept = left[at] >= n
         at, rolled = at[kept], rolled[kept]
         rolled = mixed(rolled * np.uint64(31) + code[at + n - 1])
-        size = ends[at + n] - ends[at] + n - 1
+        size = ends[at + n] - ends[at]
         order, first, count = _groups(rolled)
         if n <= 4:
-            found[f"top_{n}_gram"] = _top(words, ends, owner, at, size, order, first, count, n)
+            found[f"top_{n}_gram"] = _top(words, ends, owner, at, size + n - 1, order, first, count, n)
         else:
             found[f"duplicate_{n}_grams"] = _walked(at, size, order, first, count, owner, documents, n)
         many = np.repeat(count > 1, count)
@@ -107,7 +107,7 @@ def _top(
 def _walked(
     at: I64, size: I64, order: I64, first: I64, count: I64, owner: npt.NDArray[np.int32], documents: int, n: int
 ) -> F64:
-    """Characters of repeated n-grams on a walk that steps over each repeated one, as datatrove walks."""
+    """Characters (of words, not the spaces) of repeated n-grams on a walk that steps over each, as datatrove walks."""
     total = np.zeros(documents)
     many = np.repeat(count > 1, count)
     if not many.any():

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pando.corpus.repeats import repeated_ngrams, repeated_pieces
 from pando.corpus.thresholds import RULES
-from pando.corpus.words import I64, Words, spaced
+from pando.corpus.words import I64, Words, pieces, spaced
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 SHORT_LINE = 30
@@ -30,7 +30,8 @@ def scores(text: pa.Array, families: tuple[str, ...], words: Words | None = None
         families: of `thresholds.RULES`.
         words: the words by another word function than white space.
     """
-    words = words if words is not None else spaced(text)
+    if words is None:
+        return pa.concat_tables([scores(piece, families, spaced(piece)) for piece in pieces(text)]).combine_chunks()
     found: dict[str, Any] = {}
     if "gopher" in families:
         found |= _gopher(text, words)
@@ -83,8 +84,10 @@ def _gopher(text: pa.Array, words: Words) -> dict[str, Any]:
     stop = words.of_distinct(pc.index_in(words.distinct, pa.array(STOP_WORDS, words.distinct.type)).fill_null(-1))
     real = _sum(words, ~symbol)
     every = words.count
-    lines, owner = _lines(text, r"\r\n|[\n\r\x0b\x0c\x1c-\x1e\x{85}\x{2028}\x{2029}]")
-    bullets = pc.match_substring_regex(lines, r"^\s*[•‣▪\-*]")
+    ends = pc.ends_with(text, "\n")  # a line break at the very end begins no line
+    text_lines = pc.if_else(ends, pc.replace_substring_regex(text, r"\n\z", ""), text)
+    lines, owner = _lines(text_lines, r"\r\n|[\n\r\x0b\x0c\x1c-\x1e\x{85}\x{2028}\x{2029}]")
+    bullets = pc.match_substring_regex(lines, r"^\s*[•-]")
     dots = pc.match_substring_regex(lines, r"(\.\.\.|…)\s*$")
     many = np.bincount(owner, minlength=len(text))
     stops = sum((_sum(words, stop == place) > 0).astype(np.int64) for place in range(len(STOP_WORDS)))
@@ -104,11 +107,11 @@ def _repetition(text: pa.Array, words: Words) -> dict[str, Any]:
     size = pc.utf8_length(text).to_numpy(zero_copy_only=False)
     paragraphs, owner = _lines(pc.utf8_trim_whitespace(text), r"\n{2,}")
     found: dict[str, Any] = {}
-    for pieces, whose, name in (
+    for parted, whose, name in (
         (paragraphs, owner, "paragraph"),
-        (*_lines(pc.utf8_trim_whitespace(text), r"\n+"), "line"),
+        (*_lines(text, r"\n+"), "line"),
     ):
-        again, chars = repeated_pieces(pieces, whose, len(text))
+        again, chars = repeated_pieces(parted, whose, len(text))
         found[f"duplicate_{name}s"] = _ratio(again, np.bincount(whose, minlength=len(text)))
         found[f"duplicate_{name}_chars"] = _ratio(chars, size)
     return found | {name: _ratio(chars, size) for name, chars in repeated_ngrams(words).items()}

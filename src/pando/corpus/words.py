@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,17 @@ import pyarrow.compute as pc
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
+PIECE_BYTES = 1_000_000
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 # scripts that write no spaces between words: each character stands for a word
 _UNSPACED = r"([\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}])"
+
+
+_COMMON_MARKS = r"[\x{a0}\x{2000}-\x{206f}]+"  # of these none is a letter, mark or digit
+# each ASCII byte as `normal` spells it
+_SPELLING = np.array(
+    [ord(chr(byte).lower()) if byte < 128 and chr(byte).isalnum() else 32 for byte in range(256)], np.uint8
+)
 
 
 @dataclass(frozen=True)
@@ -68,17 +77,45 @@ def plain(text: pa.Array) -> Words:
     return _split(pc.split_pattern(normal(text), " "))
 
 
+def pieces(text: pa.Array) -> list[pa.Array]:
+    """The texts in runs of about 1 MB: working arrays of that size stay in the processor's cache."""
+    ends = np.cumsum(pc.binary_length(text).to_numpy(zero_copy_only=False), dtype=np.int64)
+    run = (ends - 1) // PIECE_BYTES
+    first = np.flatnonzero(np.concatenate([[True], run[1:] != run[:-1]])) if len(run) else np.zeros(1, np.int64)
+    return [text.slice(a, b - a) for a, b in pairwise([*first.tolist(), len(text)])]
+
+
 def normal(text: pa.Array) -> pa.Array:
     """Texts as `plain` compares them: lower case, words of letters, marks and digits parted by one space."""
-    ascii_only = pc.string_is_ascii(text)
-    lower = pc.if_else(ascii_only, pc.ascii_lower(text), None)
-    spelled = pc.replace_substring_regex(lower, r"[^a-z0-9]+", " ")
-    if not pc.all(ascii_only).as_py():
-        wide = pc.utf8_lower(pc.filter(text, pc.invert(ascii_only)))
-        wide = pc.replace_substring_regex(wide, _UNSPACED, r" \1 ")
-        wide = pc.replace_substring_regex(wide, r"[^\p{L}\p{M}\p{N}]+", " ")
-        spelled = pc.replace_with_mask(spelled, pc.invert(ascii_only), wide)
-    return pc.utf8_trim(spelled, " ")
+    return pa.concat_arrays([_normal(piece.cast(pa.large_string())) for piece in pieces(text)])
+
+
+def _normal(text: pa.Array) -> pa.Array:
+    # most texts that are not ASCII are so for their quotation marks and dashes alone
+    wide = pc.invert(pc.string_is_ascii(text))
+    text = pc.replace_with_mask(text, wide, pc.replace_substring_regex(text.filter(wide), _COMMON_MARKS, " "))
+    wide = pc.invert(pc.string_is_ascii(text))
+    made = _ascii_normal(pc.if_else(wide, "", text))
+    lower = pc.utf8_lower(text.filter(wide))
+    apart = pc.replace_substring_regex(lower, _UNSPACED, r" \1 ")
+    other = pc.utf8_trim(pc.replace_substring_regex(apart, r"[^\p{L}\p{M}\p{N}]+", " "), " ")
+    return pc.replace_with_mask(made, wide, other)
+
+
+def _ascii_normal(text: pa.Array) -> pa.Array:
+    """`normal` of ASCII texts, on the bytes of all of them at once."""
+    offsets = np.frombuffer(text.buffers()[1], np.int64)[text.offset : text.offset + len(text) + 1]
+    if offsets[-1] == offsets[0]:
+        return pa.array([""] * len(text), pa.large_string())
+    data = _SPELLING[np.frombuffer(text.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]]
+    offsets = offsets - offsets[0]
+    blank = data == 32
+    after_blank = np.concatenate([[True], blank[:-1]])
+    after_blank[offsets[:-1][np.diff(offsets) > 0]] = True  # and at the beginning of each text
+    kept = ~(blank & after_blank)
+    ends = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])[offsets]
+    made = pa.LargeStringArray.from_buffers(len(text), pa.py_buffer(ends), pa.py_buffer(data[kept]))
+    return pc.ascii_trim(made, " ")
 
 
 def ngrams(hashes: U64, start: I64, n: int) -> tuple[U64, npt.NDArray[np.bool_]]:
