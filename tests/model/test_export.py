@@ -53,7 +53,10 @@ def test_written_base_opens_in_the_engine_and_in_transformers(folder: Path, home
     base = open_base(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = "the cat sat <|im_end|>"
-    assert tokenizer(text)["input_ids"] == base.tokenizer.encode(text)
+    ids = base.tokenizer.encode(text)
+    assert tokenizer(text)["input_ids"] == ids
+    assert ids == [0, *base.tokenizer.encode(text, add_special=False)]  # read as in training, after the end of another
+    assert base.tokenizer.bos_id == 0
     chat = [{"role": "user", "content": "hi"}]
     rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert rendered == base.tokenizer.render_chat(chat)
@@ -63,9 +66,9 @@ def test_written_base_opens_in_the_engine_and_in_transformers(folder: Path, home
     prompt = base.tokenizer.encode("the cat")
     (found,) = engine.generate([GenerateRequest(prompt=prompt, max_tokens=8, ignore_eos=True)])
     engine.close()
-    wanted = theirs.generate(
-        torch.tensor([prompt]), max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0
-    )
+    begun = torch.tensor([prompt])
+    options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "attention_mask": torch.ones_like(begun)}
+    wanted = theirs.generate(begun, **options)
     assert found.tokens == wanted[0, len(prompt) :].tolist()
 
 
@@ -109,7 +112,8 @@ def test_command_writes_both_forms_and_replaces_only_when_told(
     assert "base as gguf, float16, " in capsys.readouterr().out
     assert open_base(tmp_path / "out" / "m.gguf").identity.licence == "apache-2.0"
     command(str(tmp_path / "out" / "m.gguf"), Form.hf, tmp_path / "hf", "float32", False)
-    assert open_base(tmp_path / "hf").tokenizer.eos_ids == {0, 2}
+    again = open_base(tmp_path / "hf").tokenizer
+    assert again.eos_ids == {0, 2} and again.encode("the cat")[0] == again.bos_id == 0
     with pytest.raises(PandoError, match="exists already"):
         command(str(folder), Form.hf, tmp_path / "hf", "float32", False)
     command(str(folder), Form.hf, tmp_path / "hf", "float32", True)

@@ -23,7 +23,7 @@ TEXT = "the a small old red cat dog bird sat ran saw slept on under near mat tre
 WORDS = TEXT.split()
 
 
-def tokenizer(specials: Sequence[str] = SPECIALS, size: int = 400) -> Tokenizer:
+def tokenizer(specials: Sequence[str] = SPECIALS, size: int = 400, texts: Sequence[str] = (TEXT,) * 3) -> Tokenizer:
     """A byte-level BPE as `pando tokenizer train` makes it, the special tokens first."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -34,7 +34,7 @@ def tokenizer(specials: Sequence[str] = SPECIALS, size: int = 400) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    made.train_from_iterator([TEXT] * 3, trainer)
+    made.train_from_iterator(texts, trainer)
     return made
 
 

@@ -16,7 +16,7 @@ from pando.train.batch import Batch, collate_rows
 from pando.train.loss import batch_loss, head_loss
 from pando.train.objectives import make_mixture
 from pando.train.packing import Piece
-from pando.train.shards import open_shards
+from pando.train.shards import Shards, open_shards
 from pando.train.stream import Stream, _Maker
 from tests.train import corpus
 
@@ -106,9 +106,12 @@ def test_full_logits_are_never_built() -> None:
 
 
 @pytest.fixture(scope="module")
-def batch(tmp_path_factory: pytest.TempPathFactory) -> Batch:
-    folder = corpus.write_texts(tmp_path_factory.mktemp("texts"), corpus.sentences(60))
-    shards = open_shards(folder)
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    return open_shards(corpus.write_texts(tmp_path_factory.mktemp("texts"), corpus.sentences(60)))
+
+
+@pytest.fixture(scope="module")
+def batch(shards: Shards) -> Batch:
     return next(Stream(shards, make_mixture({"causal": 1.0}, shards), T, 8, 0))
 
 
@@ -126,8 +129,10 @@ def gradients(made: Transformer, batches: list[Batch]) -> tuple[float, list[torc
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_one_batch_or_many_packed_or_padded_is_the_same(batch: Batch, tied: bool) -> None:
+@pytest.mark.parametrize("objectives", [{"causal": 1.0}, {"masked": 1.0, "span": 1.0, "fim": 1.0}])
+def test_one_batch_or_many_packed_or_padded_is_the_same(shards: Shards, tied: bool, objectives: dict) -> None:
     made = model(tied)
+    batch = next(Stream(shards, make_mixture(objectives, shards), T, 8, 0))
     documents = [(r, n) for r, numbers in enumerate(batch.documents) for n in numbers.unique().tolist() if n >= 0]
     alone = []
     for r, n in documents:
@@ -135,12 +140,13 @@ def test_one_batch_or_many_packed_or_padded_is_the_same(batch: Batch, tied: bool
         row = torch.zeros(1, T, dtype=torch.int64)
         size = int(here.sum())
         arrays = {}
-        for name, filler in (("tokens", 0), ("targets", -100), ("documents", -1)):
+        for name, filler in (("tokens", 0), ("targets", -100), ("documents", -1), ("objective", 0), ("prefix", 0)):
             arrays[name] = torch.full_like(row, filler)
             arrays[name][0, :size] = getattr(batch, name)[r][here]
+        arrays["prefix"] = arrays["prefix"].bool()
         places = (arrays["targets"].flatten() != -100).nonzero()[:, 0]
         arrays["positions"] = torch.arange(T)[None]
-        alone.append(Batch(**arrays, prefix=row.bool(), objective=row, names=batch.names, places=places))
+        alone.append(Batch(**arrays, names=batch.names, places=places))
     layouts = {
         "8x1": [batch],
         "1x8": [batch.rows(slice(i, i + 1)) for i in range(8)],

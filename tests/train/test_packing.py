@@ -115,13 +115,19 @@ def test_each_epoch_reads_every_document_once(shards: Shards) -> None:
     assert {seen[document] for document in short} <= {4, 5}  # the fifth epoch has begun
 
 
+MIXED = {"causal": 1.0, "masked": 1.0, "span": 1.0, "fim": 1.0}
+
+
+@pytest.mark.parametrize("objectives", [{"causal": 1.0}, MIXED], ids=["causal", "mixed"])
 @pytest.mark.parametrize("steps", [0, 1, 7, 40])
-def test_stream_goes_on_from_its_state_to_the_same_batches_whatever_the_rows(shards: Shards, steps: int) -> None:
-    one = stream(shards, rows=4)
+def test_stream_goes_on_from_its_state_to_the_same_batches_whatever_the_rows(
+    shards: Shards, steps: int, objectives: dict[str, float]
+) -> None:
+    one = stream(shards, rows=4, **objectives)
     for _ in range(steps):
         next(one)
     state = json.loads(json.dumps(one.state_dict()))
-    again = stream(shards, rows=8)
+    again = stream(shards, rows=8, **objectives)
     again.load_state_dict(state)
     for _ in range(4):
         halves, whole = [next(one), next(one)], next(again)

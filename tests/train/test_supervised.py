@@ -119,6 +119,15 @@ def test_training_learns_and_repeats_bit_for_bit(model: Transformer) -> None:
     assert runs[0][-1] < 0.3 * runs[0][0]
 
 
+def test_golden_loss_curve(model: Transformer) -> None:
+    """Every fifth loss as it was before pretraining came to share the objective and the model."""
+    settings = LoraSettings(learning_rate=1e-2, steps=30, batch_size=8)
+    twin, config = training_copy(model, torch.float32), LoraConfig(4, 8, all_linear(model))
+    losses = list(LoraTrainer(twin, config, _examples(16, 6), settings, seed=5).train(30))
+    golden = [6.59678, 6.30004, 4.72323, 3.70176, 3.68621, 3.51674]
+    assert losses[::5] == pytest.approx(golden, rel=1e-3)
+
+
 def test_bfloat16_copy_keeps_residual_and_norms_in_float32(model: Transformer) -> None:
     twin = training_copy(model, torch.bfloat16)
     kinds = {name.rsplit(".", 2)[-2]: p.dtype for name, p in twin.named_parameters()}

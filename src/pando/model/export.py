@@ -26,6 +26,9 @@ def write_base(folder: Path, model: Transformer, tokenizer_folder: Path, card: C
     """Writes a finished base: config.json, safetensors, tokenizer, generation_config.json and README.md, whole or not
     at all. `pando adapt`, `pando serve`, transformers and vLLM open it.
 
+    Training reads every document after the token that ends documents. A tokenizer that adds nothing of its own is
+    therefore written so that it puts that token (its eos_token) before every text, as its bos_token.
+
     Args:
         folder: takes the place of what is there.
         model: its weights are written in their own dtype.
@@ -42,10 +45,11 @@ def write_base(folder: Path, model: Transformer, tokenizer_folder: Path, card: C
             f"{tokenizer_folder / 'tokenizer.json'} has {tokenizer.vocab_size} tokens and the model "
             f"{model.config.vocab_size}: it is not the tokenizer that the model was trained with"
         )
-    ids = _token_ids(tokenizer)
     with atomic_dir(folder) as new:
-        save_model(model, new, ids)
         _copy_tokenizer(tokenizer_folder, new)
+        _begin_as_trained(new)
+        ids = _token_ids(Tokenizer(new))
+        save_model(model, new, ids)
         (new / "generation_config.json").write_text(json.dumps(ids, indent=1), encoding="utf-8")
         (new / CARD).write_text(card.text(), encoding="utf-8")
 
@@ -74,6 +78,27 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+
+
+def _begin_as_trained(folder: Path) -> None:
+    """Lets the tokenizer in `folder` begin every text with the token that ends documents, if it adds nothing so far."""
+    path, settings_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    raw, tokenizer = read_json(path), Tokenizer(folder)
+    end = tokenizer.specials.get("eos_token")
+    if raw.get("post_processor") is not None or end is None:
+        return
+    mark = {"SpecialToken": {"id": end, "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
+    raw["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [mark, first],
+        "pair": [mark, first, second],
+        "special_tokens": {end: {"id": end, "ids": [tokenizer.raw.token_to_id(end)], "tokens": [end]}},
+    }
+    path.write_text(json.dumps(raw, ensure_ascii=False), encoding="utf-8")
+    for one in (settings_path, folder / "special_tokens_map.json"):
+        if one.is_file():
+            one.write_text(json.dumps(read_json(one) | {"bos_token": end}, indent=1), encoding="utf-8")
 
 
 def _token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
