@@ -44,7 +44,7 @@ def rows(shards: Any, length: int, count: int, begin: bool) -> Iterator[tuple[Te
             picked.append(stream[at : at + length + 1])
             at += length
         made = torch.from_numpy(np.stack(picked).astype(np.int64))
-        yield made[:, :-1], made[:, 1:]
+        yield made[:, :-1].contiguous(), made[:, 1:].contiguous()
 
 
 def held_back(shards: Any, length: int, most: int) -> Iterator[tuple[Tensor, Tensor, int]]:

@@ -24,6 +24,7 @@ TOKENS_PER_WEIGHT = 12  # nanochat
 REFERENCE_BATCH = 2**19  # tokens a step, nanochat at a width of 768
 REFERENCE_TOKENS = 12 * (12 * 12 * 768**2 + 32_768 * 768)  # of that model: 12 blocks, its head
 MATRIX_RATE, RATE, DECAY = 0.02, 0.008, 0.28  # nanochat's Muon, its AdamW for the head, its weight decay
+TIED_RATE = 0.02  # ours: between nanochat's rates for head (0.008) and embedding (0.3), as a tied matrix is both
 ADAM_RATE = 0.0025  # AdamW for everything, at that batch and width
 EPOCHS = 4  # Muennighoff et al.
 LEAST_STEPS = 600  # ours: below, a small run is limited by its number of updates rather than by their noise
@@ -175,7 +176,8 @@ def train_flops(model: ModelConfig, context: int = 0) -> float:
 def _rates(values: dict[str, Any], width: int) -> None:
     """Learning rates and decay from the reference, at this batch, width and number of tokens."""
     batch = values["batch"] / REFERENCE_BATCH
-    adam = ADAM_RATE if values.get("optim.kind") == "adamw" else RATE
+    adam = TIED_RATE if values["model.tied"] else RATE
+    adam = ADAM_RATE if values.get("optim.kind") == "adamw" else adam
     horizon = REFERENCE_TOKENS / values["tokens"]
     decay = min(MOST_DECAY, DECAY * batch**0.5 * horizon) if values.get("optim.kind") != "adamw" else 0.1
     rules = {

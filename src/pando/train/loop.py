@@ -197,7 +197,7 @@ class _Run:
             self.seconds, self.billed = found["seconds"], found["billed"]
             self.validation = found["validation"]
         self.first_step = self.trainer.steps_made
-        self._session = time.perf_counter()
+        self._saved = self._clock = time.perf_counter()
         self._ends = plan.peak(self.place.device, self.trainer.number) if self.place.first else None
         if self.place.first:
             self.log = Log(self.folder / NAME, self.trainer.steps_made)
@@ -211,31 +211,45 @@ class _Run:
 
     def to_the_end(self, hooks: Hooks | None) -> Outcome:
         """Makes the remaining steps; Ctrl-C ends after the step under way, with a checkpoint."""
+        waiting: Step | None = None  # read once the next step has been given to the device, which then never idles
         with self._stoppable():
-            started = time.perf_counter()
-            for step in self._steps():
-                now = time.perf_counter()
-                self._note(step, now - started)
-                started = now
+            self._clock = time.perf_counter()
+            while self.trainer.steps_made < self.config.steps:
+                step = self.trainer.step()
+                if waiting is not None:
+                    self._note(waiting)
+                waiting = step
                 made = self.trainer.steps_made
                 last = made == self.config.steps
-                self._look(made, last, hooks)
-                stopping = bool(self.place.agree(float(self.stopping)))
-                if last or stopping or self._due(made):
+                stopping, due = self._asked(made)
+                look = last or self._looks(made)
+                if not (look or stopping or due):
+                    continue
+                self._note(step)
+                waiting = None
+                if look:
+                    self._look(made, last, hooks)
+                if last or stopping or due:
                     self._save(made, closing=last or stopping)
                 if stopping and not last:
                     return self._outcome(False)
-                started = time.perf_counter()
+                self._clock = time.perf_counter()
         self._finish()
         return self._outcome(True)
 
-    def _steps(self) -> Iterator[Step]:
-        while self.trainer.steps_made < self.config.steps:
-            yield self.trainer.step()
+    def _asked(self, made: int) -> tuple[bool, bool]:
+        """Whether somebody wants the session to end, and whether a checkpoint is due: by the first rank's word."""
+        keep = self.config.keep
+        due = bool(keep.minutes) and time.perf_counter() - self._saved >= 60 * keep.minutes
+        due = due or bool(keep.steps and made % keep.steps == 0)
+        said = int(self.place.agree(2 * self.stopping + due))
+        return said >= 2, bool(said % 2)
 
-    def _note(self, step: Step, seconds: float) -> None:
-        """Logs a step. Reading its numbers waits for the device, once all of the step has been given to it."""
+    def _note(self, step: Step) -> None:
+        """Logs a step; its seconds are those since the one before was read."""
         found = step.read()
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
         self.seconds += seconds
         if self.log is None or self.watcher is None:
             return
@@ -246,6 +260,10 @@ class _Run:
         self.watcher.step(step.step + 1, found["loss"], speed, mfu, memory)
         if not found["kept"]:
             self.watcher.say(f"step {step.step} was skipped: loss {found['loss']:.3f}, norm {found['norm']:.3g}")
+
+    def _looks(self, made: int) -> bool:
+        watch = self.config.watch
+        return any(every and made % every == 0 for every in (watch.validate, watch.sample, watch.evaluate))
 
     def _look(self, made: int, last: bool, hooks: Hooks | None) -> None:
         """Validation, samples and evaluations, where they are due. Their time is the run's too."""
@@ -272,19 +290,10 @@ class _Run:
         if self.log is not None:
             self.log.write(kind, made, **values)
 
-    def _due(self, made: int) -> bool:
-        """Whether a checkpoint is due; by the first rank's clock, asked at steps that all ranks know."""
-        keep = self.config.keep
-        if keep.steps and made % keep.steps == 0:
-            return True
-        if not keep.minutes:
-            return False
-        return bool(self.place.agree(float(time.perf_counter() - self._session >= 60 * keep.minutes)))
-
     def _save(self, made: int, closing: bool) -> None:
         """Writes a checkpoint. At the end of a session what was spent is billed by whoever asked for the run."""
         started = time.perf_counter()
-        self._session = started
+        self._saved = started
         facts = {
             "config": flat(self.config),
             "trainer": self.trainer.state_dict(),

@@ -55,14 +55,14 @@ class Place:
         """What the first rank says."""
         if self.world == 1:
             return value
-        said = torch.tensor(value, dtype=torch.float64, device=self.device)
+        said = torch.tensor(float(value), dtype=torch.float64)  # through gloo, so that no device is waited for
         dist.broadcast(said, 0)
         return float(said)
 
     def meet(self) -> None:
         """Waits until all ranks are here."""
         if self.world > 1:
-            dist.barrier()
+            dist.all_reduce(torch.zeros(()))
 
     def share(self, rows: int) -> slice:
         """Which rows of a step are this rank's.
@@ -101,7 +101,7 @@ def joined(device: str = "auto") -> Iterator[Place]:
         return
     from torch.distributed.device_mesh import init_device_mesh
 
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", device_id=place if device == "cuda" else None)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     try:
         yield Place(rank, world, place, init_device_mesh(device, (world,)))
     finally:
