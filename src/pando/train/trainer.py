@@ -20,7 +20,7 @@ from pando.train.parallel import Place, last_of_step, lay_out, settle
 from pando.train.shards import Document, Shards
 from pando.train.stream import Stream, whole_batches
 
-_MICRO_NUMBERS = {"cpu": 1 << 21, "cuda": 1 << 26}  # hidden numbers (rows x T x width) of one forward pass, about
+_MICRO_NUMBERS = {"cpu": 1 << 19, "cuda": 1 << 26}  # hidden numbers (rows x T x width) of one forward pass, about
 
 
 @dataclass(frozen=True)
