@@ -63,7 +63,7 @@ def test_a_plan_spends_nothing(made: tuple[Path, Path], tmp_path: Path) -> None:
     config, corpus = made
     done = run("pretrain", config, "--corpus", corpus, "--out", tmp_path / "run", "--plan")
     assert done.returncode == 0, done.stderr
-    for what in ("parameters", "tokens/s", "GiB", "money", "bits per byte"):
+    for what in ("parameters", "tokens/s", "GiB", "money", "loss"):
         assert what in done.stdout
     assert not (tmp_path / "run").exists()
 

@@ -24,8 +24,9 @@ from pando.train import checkpoint
 from pando.train.config import build, read_config
 from pando.train.dial import model_config
 from pando.train.log import losses, read_log
-from pando.train.loop import Money, Outcome, foresee, prepare, pretrain
+from pando.train.loop import Outcome, pretrain
 from pando.train.parallel import Place, joined
+from pando.train.prepare import Money, foresee, prepare
 from pando.train.shards import Shards, open_shards
 from pando.train.trainer import Trainer
 from tests.train.corpus import sentences, write_texts

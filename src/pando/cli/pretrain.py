@@ -36,8 +36,9 @@ def command(
 
     from pando.settings import load_settings
     from pando.train.config import read_config
-    from pando.train.loop import Money, foresee, prepare, pretrain
+    from pando.train.loop import pretrain
     from pando.train.parallel import joined
+    from pando.train.prepare import Money, foresee, prepare
     from pando.train.shards import open_shards
 
     given = read_config(config)
@@ -89,7 +90,7 @@ class _Hooks:
                 for i, prompt in enumerate(config.watch.prompts)
             ]
             answers = engine.generate(requests)
-            return [p + one.text for p, (one,) in zip(config.watch.prompts, _lists(answers), strict=True)]
+            return [p + one.text for p, one in zip(config.watch.prompts, answers, strict=True)]
         finally:
             engine.close()
 
@@ -113,10 +114,6 @@ class _Hooks:
         identity = Identity("in training", "sha256:none", str(self.shards.folder))
         base = BaseModel(self.shards.folder, identity, model.config)
         return Engine(base, model, torch.device("cpu"), "float32", model.config.context_length)
-
-
-def _lists(answers: Any) -> list[list[Any]]:
-    return [one if isinstance(one, list) else [one] for one in answers]
 
 
 def _bill(outcome: Outcome, shards: Shards, usd: float) -> None:

@@ -23,7 +23,10 @@ def forecast_lines(said: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "money", f"${words.dollars(said['usd'])}"
     ends = f"{said['bits_per_byte_low']:.2f} to {said['bits_per_byte_high']:.2f}"
     far = "; far outside of the sizes that the rule was fitted to" if said["extrapolated"] else ""
-    yield "loss", f"about {said['bits_per_byte']:.2f} bits per byte, probably {ends}{far}"
+    if said["bits_per_byte_low"] < said["bits_per_byte_high"]:
+        yield "loss", f"about {said['bits_per_byte']:.2f} bits per byte, probably {ends}{far}"
+    else:
+        yield "loss", "not known: the rule puts so small a run no lower than an untrained model"
 
 
 def compared_lines(said: Mapping[str, Any], was: Mapping[str, Any]) -> Iterator[str]:

@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,11 +26,11 @@ from pando.model.config import ModelConfig
 from pando.model.transformer import Transformer
 from pando.train import checkpoint, plan
 from pando.train.config import Given, PretrainConfig, build, changes, flat, read_config, write_config
-from pando.train.dial import CorpusFacts, Resolved, model_config, resolve, train_flops
+from pando.train.dial import model_config, train_flops
 from pando.train.finish import leave_base
 from pando.train.log import NAME, Log, Watcher
-from pando.train.lora import fastest_dtype
 from pando.train.parallel import Place, gathered
+from pando.train.prepare import Money, foresee, prepare
 from pando.train.shards import Shards
 from pando.train.trainer import Step, Trainer
 
@@ -48,18 +48,6 @@ class Hooks(Protocol):
     def evaluate(self, model: Transformer, config: PretrainConfig) -> Mapping[str, float]:
         """Small evaluations by name; none is fine."""
         ...
-
-
-@dataclass(frozen=True)
-class Money:
-    """Price of one machine an hour in US dollars, and how many there are (one for each rank)."""
-
-    usd_per_hour: float
-    machines: int = 1
-
-    def usd(self, seconds: float) -> float:
-        """Price of so many seconds of all of them."""
-        return seconds * self.usd_per_hour * self.machines / 3600
 
 
 @dataclass(frozen=True)
@@ -84,39 +72,6 @@ class Outcome:
     validation: dict[str, Any]
     forecast: dict[str, Any]
     actual: dict[str, Any]
-
-
-def corpus_facts(shards: Shards) -> CorpusFacts:
-    """What the dial needs of a corpus."""
-    tokens = sum(source.tokens for source in shards.sources)
-    size = sum(source.bytes for source in shards.sources)
-    return CorpusFacts(shards.vocab_size, shards.documents("train").tokens, size / max(1, tokens))
-
-
-def prepare(given: Given, shards: Shards, place: Place, money: Money) -> Resolved:
-    """The whole configuration of a new run: the dial's, and what was measured here for `auto`."""
-    number = plan.choose_number(given.values.get("machine.number", "auto"), place.device, fastest_dtype)
-    number = ("float32", "bfloat16")[int(place.agree(float(number == "bfloat16")))]
-
-    def flops() -> float:
-        # small models on CPUs and large ones on GPUs both reach about this share of a plain product's speed
-        return place.agree(0.4 * plan.product_flops(place.device, getattr(torch, number))) * place.world
-
-    found = resolve(given, corpus_facts(shards), flops, money.usd_per_hour * money.machines)
-    model = model_config(found.config, shards.vocab_size)
-    guess = found.config.tokens * train_flops(model) / flops()
-    compiled = plan.choose_compile(found.config.machine.compile, place.device, guess)
-    machine = replace(found.config.machine, compile="on" if compiled else "off")
-    machine = replace(machine, number="bfloat16" if number == "bfloat16" else "float32")
-    notes = (*found.notes, f"machine: products in {number}{', compiled blocks' if compiled else ''}")
-    return Resolved(replace(found.config, machine=machine), notes)
-
-
-def foresee(config: PretrainConfig, shards: Shards, place: Place, money: Money) -> plan.Forecast:
-    """Times a few steps and says what the run will take. Nothing is written, no state is kept."""
-    model = model_config(config, shards.vocab_size)
-    speed = plan.measure(Trainer(config, model, shards, place))
-    return plan.forecast(config, model, corpus_facts(shards), speed, money.usd_per_hour * money.machines)
 
 
 def pretrain(
