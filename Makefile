@@ -7,7 +7,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint con
 
 help:
 	@echo "make demo    the main job end to end, on real tweets and the embedded base model"
-	@echo "make pretrain-demo    a base model of one's own, from the standard library's text; about 40 minutes"
+	@echo "make pretrain-demo    a base model of one's own from the standard library's text, and what it is worth"
 	@echo "make test    style, types, import floors and all tests"
 	@echo "make setup   environment (.venv) and base model; the others do this by themselves"
 	@echo "make check   style, types and import floors only;  make format  mends the style"
