@@ -26,20 +26,8 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
     Raises:
         PandoError: the file cannot be written (full disk, no permission, no such folder); the old one stays.
     """
-    path = Path(path)
-    temporary = _aside(path)
-    try:
-        with temporary.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _fsync(path.parent)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 @contextlib.contextmanager
@@ -53,9 +41,9 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     temporary = _aside(path)
     try:
         yield temporary
-        _fsync(temporary)
+        sync(temporary)
         temporary.replace(path)
-        _fsync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:
@@ -84,8 +72,8 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         yield temporary
         for folder, _, names in os.walk(temporary):
             for name in names:
-                _fsync(Path(folder, name))
-            _fsync(Path(folder))
+                sync(Path(folder, name))
+            sync(Path(folder))
         _swap(temporary, path)
     except Exception as error:
         # safetensors reports a full disk as an error of its own with the system's number in the text
@@ -214,12 +202,13 @@ def _swap(new: Path, path: Path) -> None:
         if old:
             old.rename(path)
         raise
-    _fsync(path.parent)
+    sync(path.parent)
     if old:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _fsync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file or a folder's list of files is safe on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

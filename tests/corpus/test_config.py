@@ -75,3 +75,8 @@ def test_an_unknown_rule_is_named(tmp_path: Path) -> None:
 
 def test_the_schema_hides_what_the_file_does_not_state() -> None:
     assert "sources" in json_schema()["properties"] and "order" not in json_schema()["properties"]
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(CorpusFileError, match=r"corpus\.yaml:12: seed stands twice"):
+        load_config(write(tmp_path, GOOD + "seed: 1\nseed: 2\n"))

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pando.errors import PandoError
+from pando.yamlfile import read_yaml
 
 Format = Literal["auto", "text", "markdown", "html", "jsonl", "parquet", "csv", "warc", "code"]
 Kind = Literal["email", "ip", "phone", "secret"]
@@ -210,7 +211,8 @@ def load_config(path: str | Path, changes: Sequence[str] = ()) -> Config:
         CorpusFileError: the file is missing, not YAML, or breaks the schema: file, line and field are named.
     """
     path = Path(path)
-    values, root = _read(path)
+    begin = "`sources:` to begin with; see docs/corpus.md"
+    values, locate = read_yaml(path, "a corpus file", begin, CorpusFileError)
     for change in changes:
         _apply(values, change)
     if isinstance(values.get("stages"), Mapping):
@@ -222,7 +224,7 @@ def load_config(path: str | Path, changes: Sequence[str] = ()) -> Config:
         first = error.errors()[0]
         spot = [part for part in first["loc"] if not (isinstance(part, str) and part in ("Training", "str"))]
         field = ".".join(map(str, spot)) or "the file"
-        raise CorpusFileError(f"{path}:{_line(root, spot)}: {field}: {_words(first, spot)}") from None
+        raise CorpusFileError(f"{path}:{locate(spot)}: {field}: {_words(first, spot)}") from None
     except TypeError as error:
         raise CorpusFileError(f"{path}: {error}") from None
 
@@ -233,25 +235,6 @@ def json_schema() -> dict[str, Any]:
     for hidden in ("order", "folder"):
         schema["properties"].pop(hidden)
     return schema
-
-
-def _read(path: Path) -> tuple[dict[str, Any], yaml.Node]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        loader = yaml.SafeLoader(text)
-        root = loader.get_single_node()
-        values = loader.construct_document(root) if root else None
-    except FileNotFoundError:
-        raise CorpusFileError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorpusFileError(f"{path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise CorpusFileError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    if root is None or not isinstance(values, dict):
-        raise CorpusFileError(f"{path}: a corpus file is a mapping with `sources:`; see docs/corpus.md")
-    return values, root
 
 
 def _apply(values: dict[str, Any], change: str) -> None:
@@ -272,20 +255,6 @@ def _apply(values: dict[str, Any], change: str) -> None:
         at[spot[-1]] = yaml.safe_load(text)
     except yaml.YAMLError:
         raise CorpusFileError(f"--set {change}: {text} is not valid YAML") from None
-
-
-def _line(node: yaml.Node, spot: Sequence[str | int]) -> int:
-    line: int = node.start_mark.line + 1
-    for part in spot:
-        found = None
-        if isinstance(node, yaml.MappingNode):
-            found = next(((key, value) for key, value in node.value if key.value == part), None)
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            found = (node.value[part], node.value[part])
-        if found is None:
-            return line
-        line, node = found[0].start_mark.line + 1, found[1]
-    return line
 
 
 def _words(error: Any, spot: Sequence[str | int]) -> str:

@@ -21,7 +21,7 @@ from pydantic import (
 
 from pando.errors import TaskError
 from pando.files import content_hash
-from pando.task.lines import read_yaml
+from pando.yamlfile import read_yaml
 
 Kind = Literal["classify", "extract", "generate"]
 RungName = Literal["floor", "zero", "few", "knn", "probe", "lora"]
@@ -207,7 +207,7 @@ class Task(BaseModel):
     def load(cls, path: str | Path) -> Task:
         """Reads a task file; what is wrong is named by file, line and field."""
         path = Path(path)
-        values, locate = read_yaml(path)
+        values, locate = read_yaml(path, "a task file", "'name: ...' to begin with; see `pando task schema`", TaskError)
         try:
             task = cls(**{str(key): value for key, value in values.items()})
             task._folder = path.absolute().parent

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
 import pickle
 import random
 import shutil
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 from pando.errors import PandoError
-from pando.files import atomic_write, check_format, content_hash
+from pando.files import atomic_write, check_format, content_hash, sync
 from pando.train.config import KeepConfig
 from pando.train.parallel import Place
 
@@ -67,11 +66,11 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, A
         if place.first:
             files = {path.name: content_hash(path) for path in sorted(aside.iterdir())}
             atomic_write(aside / FACTS, json.dumps({"format_version": FORMAT, "step": step, "files": files, **facts}))
-            _sync(aside)
+            sync(aside)
             if final.exists():
                 shutil.rmtree(final)
             aside.rename(final)
-            _sync(folder)
+            sync(folder)
             atomic_write(folder / LATEST, final.name)
     except (Exception, CheckpointException) as error:  # torch's is no Exception
         problem = error
@@ -211,14 +210,6 @@ def _name(step: int) -> str:
 def _sweep(folder: Path) -> None:
     for left in folder.glob(".step-*.tmp"):
         shutil.rmtree(left, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _damaged(path: Path, name: str) -> CheckpointError:

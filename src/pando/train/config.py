@@ -207,10 +207,12 @@ def read_config(path: str | Path) -> Given:
         ConfigError: an unknown key, or a value of the wrong kind; names file, line and field.
         PandoError: no such file, or no YAML.
     """
-    from pando.task.lines import read_yaml
+    from pando.yamlfile import read_yaml
 
     path = Path(path)
-    found, locate = read_yaml(path, "a pretrain.yaml", "`size: 15m` to begin with; see docs/pretraining.md")
+    found, locate = read_yaml(
+        path, "a pretrain.yaml", "`size: 15m` to begin with; see docs/pretraining.md", ConfigError
+    )
     version = found.pop("format_version", FORMAT)
     if version != FORMAT:
         raise ConfigError(f"{path}:{locate(['format_version'])}: format_version is {version!r}; this Pando reads 1")

@@ -8,85 +8,85 @@ from typing import Any
 
 import yaml
 
-from pando.errors import TaskError
+from pando.errors import PandoError
 
 Locate = Callable[[Sequence[str | int]], int]
 MAX_BYTES = 1_000_000
 MAX_VALUES = 100_000
 
 
-def read_yaml(
-    path: Path, what: str = "a task file", begin: str = "'name: ...' to begin with; see `pando task schema`"
-) -> tuple[dict[str, Any], Locate]:
+def read_yaml(path: Path, what: str, begin: str, wrong: type[PandoError]) -> tuple[dict[str, Any], Locate]:
     """Reads a YAML mapping and tells where its fields are.
 
     Args:
-        what: what kind of file it is, for messages. begin: how such a file begins, likewise.
+        what: what kind of file it is, for messages.
+        begin: how such a file begins, likewise.
+        wrong: the error to raise.
 
     Returns:
         The mapping, and a function from a path of keys and list positions to the line (from 1) of the deepest part
         of it that the file has.
 
     Raises:
-        TaskError: no such file, not UTF-8, not YAML, not a mapping, a key twice, or out of all proportion.
+        PandoError: no such file, not UTF-8, not YAML, not a mapping, a key twice, or out of all proportion.
     """
-    text = _text(path, what)
+    text = _text(path, what, wrong)
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
-            raise TaskError(f"{path}: {what} is a mapping, {begin}")
-        _refuse_duplicates_and_bombs(node, path)
+            raise wrong(f"{path}: {what} is a mapping, {begin}")
+        _refuse_duplicates_and_bombs(node, path, wrong)
         values = loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise TaskError(f"{where}: not valid YAML: {error.problem or error.context}") from None
+        raise wrong(f"{where}: not valid YAML: {error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise TaskError(f"{path}: not valid YAML: {error}") from None
+        raise wrong(f"{path}: not valid YAML: {error}") from None
     except RecursionError:
-        raise TaskError(f"{path}: nested too deeply") from None
+        raise wrong(f"{path}: nested too deeply") from None
     return values, lambda loc: _line(node, loc)
 
 
-def _text(path: Path, what: str) -> str:
+def _text(path: Path, what: str, wrong: type[PandoError]) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise TaskError(f"{path}: no such file") from None
+        raise wrong(f"{path}: no such file") from None
     except IsADirectoryError:
-        raise TaskError(f"{path} is a folder; name the {what.removeprefix('a ')} in it") from None
+        raise wrong(f"{path} is a folder; name the {what.removeprefix('a ')} in it") from None
     except OSError as error:
-        raise TaskError(f"{path} cannot be read: {error.strerror}") from None
+        raise wrong(f"{path} cannot be read: {error.strerror}") from None
     if len(data) > MAX_BYTES:
-        raise TaskError(f"{path} is over {MAX_BYTES:,} bytes, which {what} never is (rows stand in files of their own)")
+        raise wrong(f"{path} is over {MAX_BYTES:,} bytes, which {what} never is (rows stand in files of their own)")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise TaskError(f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
+        raise wrong(f"{path}:{line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
 
 
-def _refuse_duplicates_and_bombs(root: yaml.Node, path: Path) -> None:
+def _refuse_duplicates_and_bombs(root: yaml.Node, path: Path, wrong: type[PandoError]) -> None:
     """YAML lets a later key silently win, and a few aliases of aliases stand for billions of values."""
     sizes: dict[int, int] = {}
     inside: set[int] = set()
 
     def size(node: yaml.Node) -> int:
         if id(node) in inside:
-            raise TaskError(f"{path}:{node.start_mark.line + 1}: an alias inside its own anchor")
+            raise wrong(f"{path}:{node.start_mark.line + 1}: an alias inside its own anchor")
         if id(node) not in sizes:
             inside.add(id(node))
-            sizes[id(node)] = 1 + sum(map(size, _children(node, path)))
+            sizes[id(node)] = 1 + sum(map(size, _children(node, path, wrong)))
             inside.remove(id(node))
         return sizes[id(node)]
 
     if size(root) > MAX_VALUES:
-        raise TaskError(f"{path}: over {MAX_VALUES:,} values once its aliases are expanded")
+        raise wrong(f"{path}: over {MAX_VALUES:,} values once its aliases are expanded")
 
 
-def _children(node: yaml.Node, path: Path) -> list[yaml.Node]:
+def _children(node: yaml.Node, path: Path, wrong: type[PandoError]) -> list[yaml.Node]:
     if isinstance(node, yaml.SequenceNode):
         return list(node.value)
     if not isinstance(node, yaml.MappingNode):
@@ -95,7 +95,7 @@ def _children(node: yaml.Node, path: Path) -> list[yaml.Node]:
     for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode):
             if key.value in seen:
-                raise TaskError(f"{path}:{key.start_mark.line + 1}: {key.value} stands twice; keep one")
+                raise wrong(f"{path}:{key.start_mark.line + 1}: {key.value} stands twice; keep one")
             seen.add(key.value)
     return [child for pair in node.value for child in pair]
 
