@@ -19,7 +19,7 @@ SAID = {
     "every rung": [rf"\b{name}\b.*\[0\.\d\d, [01]\.\d\d\]" for name in RUNGS],
     "the decision": [r"Decision\s+\w+ is ", r"Test\s+0\.\d{3} \[0\.\d\d, [01]\.\d\d\]", r"against the floor.*\[[+-]"],
     "two answers": [r"(?:positive|negative) {2}\(\d+ ms\)[\s\S]*(?:positive|negative) {2}\(\d+ ms\)"],
-    "the ledger": [r"\$ pando ledger[\s\S]*tweets"],
+    "the ledger": [r"\$ pando ledger[\s\S]*\bcall\b[\s\S]*\btest_opening\b"],
 }
 
 
