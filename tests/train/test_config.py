@@ -98,6 +98,13 @@ def test_what_is_given_stays_and_what_is_resolved_is_a_file_again(tmp_path: Path
     assert again == config
 
 
+@pytest.mark.parametrize("text", ["budget: {hours: 1}", "size: 4m\nbudget: {usd: 0.1}", "size: 4m"])
+def test_what_is_resolved_is_a_file_again(tmp_path: Path, text: str) -> None:
+    config = resolve(_given(tmp_path, text), CORPUS, lambda: 1e11, 0.1).config  # type: ignore[arg-type]
+    write_config(config, tmp_path / "config.yaml")
+    assert build(read_config(tmp_path / "config.yaml").values) == config
+
+
 def test_only_what_bears_on_learning_counts_as_a_change() -> None:
     old = flat(build({}))
     new = {**old, "keep.steps": 3, "watch.validate": 9, "machine.micro_rows": 4, "name": "other"}

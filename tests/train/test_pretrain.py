@@ -119,6 +119,17 @@ def test_a_run_learns_and_leaves_a_base_that_opens(config: Path, shards: Shards,
     assert again.finished and again.session_tokens == 0 and again.unbilled < 0.5 * done.seconds
 
 
+def test_a_run_by_size_and_budget_is_gone_on_with(config: Path, shards: Shards, tmp_path: Path) -> None:
+    tokens = next(line for line in CONFIG.splitlines() if line.startswith("tokens:"))
+    config.write_text(CONFIG.replace(tokens, "size: 20k\nbudget: {hours: 0.0005}"))
+    done = _run(config, shards, tmp_path / "run")
+    assert done.finished
+    assert _run(config, shards, tmp_path / "run", resume=True).session_tokens == 0
+    config.write_text(CONFIG.replace(tokens, "size: 20k\nbudget: {hours: 0.001}"))
+    with pytest.raises(PandoError, match=r"budget\.hours: changed since the run"):
+        _run(config, shards, tmp_path / "run", resume=True)
+
+
 def test_the_loss_is_the_same_however_a_batch_is_cut(shards: Shards) -> None:
     """8 x 1 and 1 x 8 rows; the gradients, too, which the second loss shows."""
     with joined("cpu") as place:

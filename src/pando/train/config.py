@@ -176,7 +176,7 @@ class PretrainConfig:
 
 
 # What may change between two halves of one run without making it another run.
-FREE = {"name", "size", "budget", "keep", "watch", "machine.device", "machine.micro_rows", "machine.threads"}
+FREE = {"name", "keep", "watch", "machine.device", "machine.micro_rows", "machine.threads"}
 _LEAST: dict[str, float] = {
     "budget.hours": 1e-6, "budget.usd": 1e-9, "model.depth": 1, "model.width": 1, "model.hidden": 1, "model.heads": 1,
     "model.kv_heads": 1, "model.head_dim": 2, "model.context": 2, "model.rope_theta": 1, "tokens": 1, "batch": 1,

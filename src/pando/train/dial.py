@@ -82,6 +82,7 @@ def resolve(given: Given, corpus: CorpusFacts, flops: Callable[[], float], usd_p
         values["batch"] = best_batch(values["tokens"], build(values).sequence)
         notes.append(f"batch: {values['batch']:,} tokens a step (Power Lines; at least {LEAST_STEPS} steps)")
     _rates(values, shape.width)
+    values = {name: value for name, value in values.items() if not name.startswith("budget.")}  # it is tokens now
     return Resolved(_checked(given, build(values)), tuple(notes))
 
 
