@@ -18,7 +18,7 @@ sequence: 32
 batch: 256
 tokens: 2048
 machine: {number: float32}
-watch: {prompts: ["the cat"], sample_tokens: 4}
+watch: {prompts: ["the cat"], sample_tokens: 4, answers: answers.jsonl}
 """
 
 
@@ -29,6 +29,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def made(tmp_path: Path, home: Path) -> tuple[Path, Path]:
     (tmp_path / "pretrain.yaml").write_text(CONFIG)
+    (tmp_path / "answers.jsonl").write_text('{"question": "the", "answer": " cat"}\n\n')
     return tmp_path / "pretrain.yaml", write_texts(tmp_path / "corpus", sentences(200))
 
 
@@ -48,7 +49,7 @@ def test_a_run_is_trained_billed_and_shown(made: tuple[Path, Path], tmp_path: Pa
     (sample,) = [record for record in records if record["kind"] == "sample"]
     assert sample["texts"][0].startswith("the cat")
     (evaluation,) = [record for record in records if record["kind"] == "evaluation"]
-    assert 0 <= evaluation["scores"]["all"] <= 1
+    assert 0 <= evaluation["scores"]["all"] <= 1 and evaluation["scores"]["answer_bits_per_byte"] > 0
     shown = run("runs", "show", out, out, "--html", tmp_path / "runs.html")
     assert shown.returncode == 0, shown.stderr
     assert "tokens/s" in shown.stdout and "loss of" in shown.stdout
@@ -73,6 +74,8 @@ def test_a_plan_spends_nothing(made: tuple[Path, Path], tmp_path: Path) -> None:
     [
         ("sise: 4m\n", "pretrain.yaml:1: sise: unknown key"),
         ("objectives: {poetry: 1}\n" + CONFIG, "objectives: 'poetry' is unknown"),
+        ("watch: {answers: none.jsonl}\n" + CONFIG.split("watch")[0], "none.jsonl cannot be read"),
+        ("watch: {answers: pretrain.yaml}\n" + CONFIG.split("watch")[0], "pretrain.yaml:1: expected an object with"),
         ("size: 4m\nmachine: {device: cuda}\n", "machine.device is cuda, but this machine has none"),
     ],
 )

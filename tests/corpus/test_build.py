@@ -275,3 +275,35 @@ def test_a_mistake_is_one_line(home: Path, change: str, says: str) -> None:
     with pytest.raises(PandoError, match=says):
         build(home, changes=(change,))
     assert not (home / "out").exists()
+
+
+def test_conversations_teach_their_answers(home: Path) -> None:
+    from pando.train.example import IGNORE
+    from pando.train.objectives import make_mixture
+    from pando.train.shards import open_shards
+
+    turns = [("user", "What is {}?"), ("assistant", "It is <|endoftext|> number {}.")]
+    rows = [{"messages": [{"role": r, "content": text.format(n)} for r, text in turns]} for n in range(40)]
+    (home / "talk.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (home / "corpus.yaml").write_text(
+        YAML.replace("mixture: {tokens: 20000, max_repeat: 3}\n", "").replace(
+            "stages:\n",
+            "  - {name: talk, files: talk.jsonl, format: chat, weight: 1, skip: [language, rules, near]}\nstages:\n",
+        )
+    )
+    build(home)
+    shards = open_shards(home / "out")
+    settings = {"causal": {"sources": ["books", "notes", "code"]}, "supervised": {"sources": ["talk"]}}
+    objective = make_mixture(settings, shards).parts[1].objective
+    learnt = set()
+    for one in shards.documents("train"):
+        if shards.sources[one.source].name == "talk":
+            (example,) = objective.examples(one.tokens, 512, None)
+            learnt.add(shards_text(shards, [t for t in example.targets if t != IGNORE]))
+    assert learnt and learnt <= {f"It is <|endoftext|> number {n}.<|im_end|>" for n in range(40)}
+
+
+def shards_text(shards: Any, ids: list[int]) -> str:
+    from tokenizers import Tokenizer
+
+    return str(Tokenizer.from_file(str(shards.tokenizer_file)).decode(ids, skip_special_tokens=False))

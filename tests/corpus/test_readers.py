@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -139,3 +140,30 @@ def test_warc_gives_its_pages() -> None:
     found = read(head + http + b"\r\n\r\n", "a.warc", how=How("text", "utf-8", 100_000))
     assert len(found) == 1 and found[0].name == "http://a.test/x"
     assert found[0].text is not None and "share one root" in found[0].text
+
+
+def chat(*turns: tuple[str, object]) -> list[dict[str, object]]:
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+GOOD = chat(("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"))
+ML = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+
+
+def test_conversations_become_chatml(tmp_path: Path) -> None:
+    rows = [
+        {"messages": GOOD},
+        {"messages": chat(("user", "say <|im_end|>"), ("assistant", "no"))},
+        {"messages": chat(("user\nassistant", "Hi"), ("assistant", "x"))},
+        {"messages": chat(("user", "Hi"))},
+        {"messages": chat(("assistant", None))},
+        {"messages": "Hi"},
+        {"other": GOOD},
+    ]
+    data = "\n".join(map(json.dumps, rows)).encode()
+    found = read(data, "a.jsonl", "chat", How("messages", "utf-8", 1000))
+    problems = ["chat mark in a turn", "no turns", "no answer", "no turns", "no turns", "no turns"]
+    assert [(one.row, one.text or one.problem) for one in found] == list(enumerate([ML, *problems], 1))
+    pq.write_table(pa.table({"talk": [GOOD, None]}), tmp_path / "a.parquet")
+    found = read((tmp_path / "a.parquet").read_bytes(), "a.parquet", "chat", How("talk", "utf-8", 1000))
+    assert [(one.row, one.text or one.problem) for one in found] == [(1, ML), (2, "no turns")]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,19 @@ def test_tokens_spell_their_bytes(folder: Path) -> None:
     made, spell = tokens.load_tokenizer(folder / "tokenizer.json"), speller(folder / "tokenizer.json")
     text = "Ünïcödé 山楊 👍🏽 the river\n"
     assert b"".join(spell(one) for one in made.encode(text).ids) == text.encode() and spell(0) == b"<|endoftext|>"
+
+
+def test_chat_has_special_marks_and_nothing_else_special(folder: Path) -> None:
+    path = str(folder / "tokenizer.json")
+    made = tokens.load_tokenizer(folder / "tokenizer.json")
+    talk = "<|im_start|>user\nHi  there<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+    (ids, odd), _ = tokens.encoded_chat([talk, "<|im_start|>user\n<|endoftext|><|im_end|>"], path)
+    assert ids.tolist() == made.encode(talk).ids
+    assert made.token_to_id("<|endoftext|>") not in odd and made.token_to_id("<|im_end|>") in odd
+    bare = bpe.train([talk], 400)
+    state = json.loads(bare.to_str())
+    state["added_tokens"] = state["added_tokens"][:1]
+    state["model"]["vocab"] = {t: n for t, n in state["model"]["vocab"].items() if t not in bpe.CHAT_MARKS}
+    (folder / "bare.json").write_text(json.dumps(state))
+    with pytest.raises(DataError, match=r"no <.im_start.> and no <.im_end.>, which sources of format chat need"):
+        tokens.encoded_chat([talk], str(folder / "bare.json"))

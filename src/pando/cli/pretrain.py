@@ -13,7 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from pando.model.transformer import Transformer
-    from pando.train.config import PretrainConfig
+    from pando.train.config import Given, PretrainConfig
     from pando.train.loop import Outcome
     from pando.train.plan import Forecast
     from pando.train.shards import Shards
@@ -56,10 +56,8 @@ def command(
                 _print_plan(said, resolved.notes, as_json)
             return
         folder = out or Path("runs") / (config.stem if config.stem != "pretrain" else config.absolute().parent.name)
-        hooks = _Hooks(shards) if place.first else None
-        outcome = pretrain(
-            config, shards, folder, place, money, resume=resume, hooks=hooks or _Hooks(shards), quiet=as_json
-        )
+        hooks = _Hooks(shards, _answers(given))
+        outcome = pretrain(config, shards, folder, place, money, resume=resume, hooks=hooks, quiet=as_json)
         if place.first:
             _bill(outcome, shards, money.usd(outcome.unbilled))
             _print_outcome(outcome, as_json)
@@ -69,9 +67,14 @@ def command(
 
 @dataclass(frozen=True)
 class _Hooks:
-    """Samples and small evaluations, by the engine on the weights in training."""
+    """Samples and small evaluations, by the engine on the weights in training.
+
+    Attributes:
+        answers: (question, answer) texts; empty where the config names none.
+    """
 
     shards: Shards
+    answers: list[tuple[str, str]]
 
     def samples(self, model: Transformer, config: PretrainConfig) -> list[str]:
         from pando.interface import GenerateRequest
@@ -95,12 +98,15 @@ class _Hooks:
             engine.close()
 
     def evaluate(self, model: Transformer, config: PretrainConfig) -> Mapping[str, float]:
-        """The share of minimal pairs that it tells apart, for each kind and in all."""
-        from pando.evaluate.small import pair_shares
+        """The share of minimal pairs that it tells apart, for each kind and in all; bits per byte of right answers."""
+        from pando.evaluate.small import gold_bits, pair_shares
 
         engine = self._engine(model)
         try:
-            return {kind: one.share for kind, one in pair_shares(engine, context=[self.shards.end]).items()}
+            found = {kind: one.share for kind, one in pair_shares(engine, context=[self.shards.end]).items()}
+            if self.answers:
+                found["answer_bits_per_byte"] = gold_bits(engine, self.answers).per_byte
+            return found
         finally:
             engine.close()
 
@@ -114,6 +120,33 @@ class _Hooks:
         identity = Identity("in training", "sha256:none", str(self.shards.folder))
         base = BaseModel(self.shards.folder, identity, model.config)
         return Engine(base, model, torch.device("cpu"), "float32", model.config.context_length)
+
+
+def _answers(given: Given) -> list[tuple[str, str]]:
+    """Questions and answers of `watch.answers`, before anything is spent."""
+    named = given.values.get("watch.answers")
+    if named is None:
+        return []
+    path = given.path.parent / named
+    found: list[tuple[str, str]] = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise given.wrong("watch.answers", f"{path} cannot be read: {error}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError:
+            row = {}
+        if row is None:
+            continue
+        question, answer = (row.get(key) if isinstance(row, dict) else None for key in ("question", "answer"))
+        if not (isinstance(question, str) and isinstance(answer, str) and question and answer):
+            raise given.wrong("watch.answers", f"{path}:{number}: expected an object with `question` and `answer`")
+        found.append((question, answer))
+    if not found:
+        raise given.wrong("watch.answers", f"{path} holds nothing")
+    return found
 
 
 def _bill(outcome: Outcome, shards: Shards, usd: float) -> None:

@@ -11,10 +11,10 @@ from pando.errors import DataError
 from pando.files import atomic_write
 
 END = "<|endoftext|>"
+TURN, TURN_END = CHAT_MARKS = ("<|im_start|>", "<|im_end|>")  # of ChatML
 SPECIALS = (
     END,
-    "<|im_start|>",
-    "<|im_end|>",
+    *CHAT_MARKS,
     "<|fim_prefix|>",
     "<|fim_middle|>",
     "<|fim_suffix|>",

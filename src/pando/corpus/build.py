@@ -95,12 +95,14 @@ class Build:
         outs, tasks, start = [], [], 0
         for part in parts:
             mine = np.packbits(decisions.kept[start : start + part.rows]).tobytes().hex()
-            out = self.folder / "tokens" / key_of("tokens", work.VERSION, tokenizer.hash, part.text_key, mine)
+            chat = self.config.sources[part.source].format == "chat"
+            mark = ("tokens", work.VERSION, tokenizer.hash, part.text_key, mine, *(["chat"] if chat else []))
+            out = self.folder / "tokens" / key_of(*mark)
             outs.append(out)
             if not out.with_suffix(".npy").exists():
                 common = {"tokenizer": str(tokenizer.folder / "tokenizer.json"), "dtype": tokenizer.dtype}
                 where = {"text": part.text, "kept": str(kept), "start": start, "rows": part.rows, "out": str(out)}
-                tasks.append({**common, **where, "end": tokenizer.end})
+                tasks.append({**common, **where, "end": tokenizer.end, "chat": chat})
             start += part.rows
         self._run("tokenise", tasks, "encoding parts")
         return outs

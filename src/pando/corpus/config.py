@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pando.errors import PandoError
 from pando.yamlfile import read_yaml
 
-Format = Literal["auto", "text", "markdown", "html", "jsonl", "parquet", "csv", "warc", "code"]
+Format = Literal["auto", "text", "markdown", "html", "jsonl", "parquet", "csv", "warc", "code", "chat"]
 Kind = Literal["email", "ip", "phone", "secret"]
 RuleSet = Literal["gopher", "gopher_repetition", "c4", "fineweb"]
 _Strings = Annotated[
@@ -36,11 +36,22 @@ class Source(_Part):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Its name in tables and in the manifest.")
     files: _Strings = Field(description="Paths, globs or URLs; relative ones start at the folder of the corpus file.")
     format: Format = Field(default="auto", description="How files hold documents; by default told from their names.")
-    text: str = Field(default="text", description="The column or field that holds the text (JSONL, Parquet, CSV).")
+    text: str = Field(
+        default="text",
+        description="The column or field that holds the text (JSONL, Parquet, CSV); of chat the turns, by default "
+        "`messages`.",
+    )
     licence: str = Field(default="not stated", description="Its licence, copied into the manifest and the model card.")
     weight: float | None = Field(default=None, gt=0, description="Its share of the mixture; by default its own tokens.")
     encoding: str = Field(default="utf-8", description="How its bytes spell text.")
     skip: tuple[str, ...] = Field(default=(), description="Stages that leave this source alone.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _turns(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value.get("format") == "chat":
+            return {"text": "messages", **value}
+        return value
 
     @field_validator("encoding")
     @classmethod

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
+from pando.corpus.bpe import CHAT_MARKS, TURN, TURN_END
 from pando.errors import DataError
 
 PACKINGS = {".gz": "gzip", ".zst": "zstd"}
@@ -233,6 +234,16 @@ def _lines(file: BinaryIO, most: int) -> Iterator[tuple[int, bytes | None, int]]
 
 
 def _jsonl(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
+    for row in _json_rows(file, how):
+        if isinstance(row, Found):
+            yield row
+        else:
+            number, value = row
+            yield checked(value, number, how)
+
+
+def _json_rows(file: BinaryIO, how: How) -> Iterator[Found | tuple[int, Any]]:
+    """(line number, value of the field or None) of every line, or what is wrong with it."""
     for number, line, size in _lines(file, 2 * how.most):  # escapes make JSON longer than its text
         if line is None:
             yield Found(number, None, size, "huge")
@@ -247,10 +258,20 @@ def _jsonl(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
         except (ValueError, RecursionError):
             yield Found(number, None, size, "binary" if looks_binary(line) else "not JSON")
             continue
-        yield checked(row.get(how.text) if isinstance(row, dict) else None, number, how)
+        yield number, row.get(how.text) if isinstance(row, dict) else None
 
 
 def _parquet(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
+    for row, value in enumerate(_parquet_rows(file, name, how), 1):
+        if isinstance(value, bytes):
+            text, problem = decoded(value, How(how.text, "utf-8", how.most))
+            yield Found(row, text, len(value), problem)
+        else:
+            yield Found(row, None, 0, "no text")
+
+
+def _parquet_rows(file: BinaryIO, name: str, how: How) -> Iterator[Any]:
+    """The values of the column; texts as bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -260,18 +281,11 @@ def _parquet(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
             raise DataError(
                 f"{name} has no column {how.text!r}; it has {', '.join(table.schema_arrow.names)}: set text:"
             )
-        row = 0
         for batch in table.iter_batches(256, columns=[how.text]):
             column = batch.column(0)
             if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
                 column = column.cast(pa.large_binary())
-            for value in column.to_pylist():
-                row += 1
-                if isinstance(value, bytes):
-                    text, problem = decoded(value, How(how.text, "utf-8", how.most))
-                    yield Found(row, text, len(value), problem)
-                else:
-                    yield Found(row, None, 0, "no text")
+            yield from column.to_pylist()
     except pa.ArrowException as error:
         raise EOFError(str(error)) from None
 
@@ -313,6 +327,40 @@ def _warc(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
             yield Found(number, found.text, len(data), found.problem, page)
 
 
+def _chat(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
+    if format_of(name)[0] == "parquet":
+        rows: Iterator[Found | tuple[int, Any]] = iter(enumerate(_parquet_rows(file, name, how), 1))
+    else:
+        rows = _json_rows(file, how)
+    for row in rows:
+        if isinstance(row, Found):
+            yield row
+            continue
+        number, turns = row
+        text, problem = chat_text(turns)
+        yield checked(text, number, how) if problem is None else Found(number, None, 0, problem)
+
+
+def chat_text(turns: Any) -> tuple[str | None, str | None]:
+    """(a conversation as ChatML, None), or (None, problem). Turns are mappings with `role` and `content`.
+
+    A turn that spells one of ChatML's marks could pass for another speaker, so it is none.
+    """
+    if not isinstance(turns, list) or not turns:
+        return None, "no turns"
+    made = []
+    for turn in turns:
+        role, content = (turn.get(key) for key in ("role", "content")) if isinstance(turn, dict) else (None, None)
+        if not isinstance(role, str) or not isinstance(content, str) or not role.isidentifier():
+            return None, "no turns"
+        if any(mark in content for mark in CHAT_MARKS):
+            return None, "chat mark in a turn"
+        made.append(f"{TURN}{role}\n{content}{TURN_END}\n")
+    if not any(turn["role"] == "assistant" for turn in turns):
+        return None, "no answer"
+    return "".join(made), None
+
+
 _READERS: dict[str, Callable[[BinaryIO, str, How], Iterator[Found]]] = {
     "text": _whole,
     "markdown": _whole,
@@ -322,4 +370,5 @@ _READERS: dict[str, Callable[[BinaryIO, str, How], Iterator[Found]]] = {
     "parquet": _parquet,
     "csv": _csv,
     "warc": _warc,
+    "chat": _chat,
 }

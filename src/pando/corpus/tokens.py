@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pando.corpus.bpe import CHAT_MARKS
 from pando.errors import DataError
 from pando.files import atomic_write
 
@@ -40,13 +41,16 @@ AWKWARD = (
 )
 
 
-def write(text: pa.Array, out: Path, tokenizer: str, dtype: str, end: int) -> dict[str, Any]:
+def write(text: pa.Array, out: Path, tokenizer: str, dtype: str, end: int, chat: bool) -> dict[str, Any]:
     """Writes the tokens of documents, each followed by `end`.
+
+    Args:
+        chat: documents are ChatML, whose marks become special tokens.
 
     Returns:
         "fast": whether the fast library encoded them.
     """
-    ids, fast = encoded(text.to_pylist(), tokenizer)
+    ids, fast = (encoded_chat if chat else encoded)(text.to_pylist(), tokenizer)
     stop = np.array([end], np.uint32)
     flat = np.concatenate([piece for one in ids for piece in (one, stop)]) if ids else np.zeros(0, np.uint32)
     from pando.corpus.near import save_array
@@ -75,6 +79,25 @@ def encoded(texts: Sequence[str], tokenizer: str) -> tuple[list[npt.NDArray[np.u
     for place, right in zip(odd, slow([texts[place] for place in odd]), strict=True):
         found[place] = right
     return found, True
+
+
+def encoded_chat(texts: Sequence[str], tokenizer: str) -> tuple[list[npt.NDArray[np.uint32]], bool]:
+    """`encoded` for ChatML: what the tokenizer gives where it takes the marks, and nothing else, for special.
+
+    Raises:
+        DataError: the tokenizer has no such marks.
+    """
+    made = load_tokenizer(Path(tokenizer))
+    marks = {mark: made.token_to_id(mark) for mark in CHAT_MARKS}
+    if missing := [mark for mark, number in marks.items() if number is None]:
+        raise DataError(f"{tokenizer} has no {' and no '.join(missing)}, which sources of format chat need")
+    pieces = [re.split(f"({'|'.join(map(re.escape, marks))})", text) for text in texts]
+    plain, fast = encoded([piece for one in pieces for piece in one[::2]], tokenizer)
+    found, at = [], iter(plain)
+    for one in pieces:
+        ids = [next(at) if place % 2 == 0 else np.array([marks[piece]], np.uint32) for place, piece in enumerate(one)]
+        found.append(np.concatenate(ids))
+    return found, fast
 
 
 def load_tokenizer(path: Path) -> Any:

@@ -93,7 +93,7 @@ def tokenise(task: dict[str, Any]) -> dict[str, Any]:
 
     kept = np.load(task["kept"], mmap_mode="r")[task["start"] : task["start"] + task["rows"]]
     text = text_of(task["text"]).filter(pa.array(np.asarray(kept, bool)))
-    return tokens.write(text, Path(task["out"]), task["tokenizer"], task["dtype"], task["end"])
+    return tokens.write(text, Path(task["out"]), task["tokenizer"], task["dtype"], task["end"], task["chat"])
 
 
 def shard(task: dict[str, Any]) -> dict[str, Any]:

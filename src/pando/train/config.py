@@ -116,6 +116,8 @@ class WatchConfig:
         prompts: what the samples continue; "" begins with nothing.
         sample_tokens: length of a sample.
         evaluate: steps between the small evaluations; 0 evaluates at the end only.
+        answers: JSON lines with `question` and `answer`, relative to this file: an evaluation says how many bits a
+            byte the answers cost (an answer begins with the space that parts it from its question, if any).
     """
 
     validate: int = 0
@@ -124,6 +126,7 @@ class WatchConfig:
     prompts: tuple[str, ...] = ("",)
     sample_tokens: int = 48
     evaluate: int = 0
+    answers: str | None = None
 
 
 @dataclass(frozen=True)
