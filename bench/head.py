@@ -35,7 +35,7 @@ def step_once(side: str, rows: int, steps: int) -> dict[str, float]:
     from pando.train.batch import Batch
     from pando.train.loss import batch_loss
 
-    layer = LayerConfig(AttentionConfig(4, 4, 64, RopeConfig(64), qk_norm=True), MlpConfig(3 * WIDTH))
+    layer = LayerConfig(AttentionConfig(4, 4, 64, RopeConfig(64), qk_norm="head"), MlpConfig(3 * WIDTH))
     model = Transformer(ModelConfig("qwen3", VOCAB, WIDTH, (layer,) * LAYERS, LENGTH, tied=True, init=InitConfig()))
     model.initialise(0)
     drawn = torch.randint(0, VOCAB, (rows, LENGTH + 1), generator=torch.Generator().manual_seed(0))

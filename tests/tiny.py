@@ -32,7 +32,9 @@ def tiny_base(folder: Path, context_length: int = 256, seed: int = 0, family: st
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     raw.train_from_iterator(text, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False))
     raw.add_special_tokens([AddedToken("<|im_start|>", special=True), AddedToken(END, special=True)])
-    layer = LayerConfig(AttentionConfig(4, 2, 16, RopeConfig(16), qk_norm=family == "qwen3"), MlpConfig(96))
+    layer = LayerConfig(
+        AttentionConfig(4, 2, 16, RopeConfig(16), qk_norm="head" if family == "qwen3" else None), MlpConfig(96)
+    )
     config = ModelConfig(family, raw.get_vocab_size(), 64, (layer,) * 3, context_length, tied=True)
     model = Transformer(config)
     model.initialise(seed)

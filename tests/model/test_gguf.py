@@ -71,7 +71,7 @@ def write(
     writer.add_value_length(attention.head_dim)
     writer.add_rope_dimension_count(attention.head_dim)
     writer.add_rope_freq_base(attention.rope.theta)
-    writer.add_layer_norm_rms_eps(shape.norm_eps)
+    writer.add_layer_norm_rms_eps(shape.norm.eps)
     add_tokenizer(writer, extra or {})
     model = tiny.model(shape)
     found, parameters = family("llama"), dict(model.named_parameters())

@@ -143,7 +143,6 @@ def only_a_pickle(folder: Path) -> None:
     ("damage", "message"),
     [
         (lambda folder: rewrite_config(folder, use_dora=True), "use_dora"),
-        (lambda folder: rewrite_config(folder, rank_pattern={"q_proj": 2}), "rank_pattern"),
         (lambda folder: rewrite_config(folder, bias="all"), "bias"),
         (lambda folder: rewrite_config(folder, peft_type="IA3"), "peft_type is 'IA3'"),
         (lambda folder: rewrite_config(folder, r=0), "r must be a positive number"),

@@ -30,12 +30,11 @@ def config(
 ) -> ModelConfig:
     """A llama or qwen3 of two layers; `bias` is that of attention and, for a llama, of the feed-forward layer."""
     rope = RopeConfig(head_dim, 10_000.0, scaling)
-    attention = AttentionConfig(heads, kv_heads, head_dim, rope, bias, qk_norm=family == "qwen3")
+    attention = AttentionConfig(heads, kv_heads, head_dim, rope, bias, bias, "head" if family == "qwen3" else None)
     values: dict[str, Any] = {
         "vocab_size": 320,
         "d_model": 64,
         "context_length": 128,
-        "norm_eps": 1e-5,
         "initializer_range": 0.2,
     }
     return ModelConfig(

@@ -191,7 +191,7 @@ def test_supervised_is_the_objective_of_the_lora_rung() -> None:
 
 
 def model(seed: int = 0) -> Transformer:
-    layer = LayerConfig(AttentionConfig(4, 2, 8, RopeConfig(8), qk_norm=True), MlpConfig(64))
+    layer = LayerConfig(AttentionConfig(4, 2, 8, RopeConfig(8), qk_norm="head"), MlpConfig(64))
     made = Transformer(ModelConfig("qwen3", 400, 32, (layer,) * 2, 128, tied=True, init=InitConfig()))
     made.initialise(seed)
     return made

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pando.engine.cache import BLOCK, KVCache
+from pando.model.attention import attention
 from pando.model.config import AttentionConfig
 from pando.model.context import Adapters, Context
 from pando.model.lora import LoraAdapter
@@ -48,13 +48,16 @@ class Row:
         end = self.past + len(self.tokens)
         return [blocks[i // BLOCK] * BLOCK + i % BLOCK for i in range(self.past, end)]
 
-    def visible(self) -> NDArray[np.bool_]:
-        """bool [T, past + T]: which keys each new token sees."""
+    def visible(self, window: int | None) -> NDArray[np.bool_]:
+        """bool [T, past + T]: which keys each new token sees, in a layer that looks back so far."""
         length = len(self.tokens)
         mask = np.tri(length, self.past + length, self.past, dtype=bool)
         if self.tree is not None:
             branch = len(self.tree)
             mask[-branch:, -branch:] = self.tree
+        if window is not None:
+            new = np.array(self.positions)
+            mask &= new[:, None] - np.concatenate((np.arange(self.past), new)) < window
         return mask
 
 
@@ -106,7 +109,7 @@ class _Group:
     valid: Tensor  # bool [R, T]
     flat: Tensor  # flat indices of the valid queries, in row-major order
     table: Tensor  # [R, blocks]
-    mask: Tensor  # additive [R, 1, T, blocks * BLOCK]
+    masks: dict[int | None, Tensor]  # by window: additive [R, 1, T, blocks * BLOCK]
 
 
 class StepContext(Context):
@@ -126,7 +129,7 @@ class StepContext(Context):
         self._slots = torch.tensor([s for row in rows for s in row.slots], device=device)
         starts = np.cumsum([0] + [len(row.tokens) for row in rows])
         self._groups = [
-            _group([rows[i] for i in members], [int(starts[i]) for i in members], device, dtype)
+            _group([rows[i] for i in members], [int(starts[i]) for i in members], cache.windows, device, dtype)
             for members in _like_shapes(rows)
         ]
 
@@ -136,13 +139,8 @@ class StepContext(Context):
         out = torch.empty_like(q)
         for group in self._groups:
             keys, values = self._cache.read(layer, group.table)
-            answer = F.scaled_dot_product_attention(
-                q[group.gather].transpose(1, 2),
-                keys.transpose(1, 2),
-                values.transpose(1, 2),
-                attn_mask=group.mask,
-                enable_gqa=config.heads != config.kv_heads,
-            )
+            queries, keys, values = (x.transpose(1, 2) for x in (q[group.gather], keys, values))
+            answer = attention(config, queries, keys, values, group.masks[config.window])
             out[group.flat] = answer.transpose(1, 2)[group.valid]
         return out
 
@@ -167,27 +165,40 @@ def _like_shapes(rows: Sequence[Row]) -> list[list[int]]:
     return groups
 
 
-def _group(rows: list[Row], starts: list[int], device: torch.device, dtype: torch.dtype) -> _Group:
+def _group(
+    rows: list[Row], starts: list[int], windows: frozenset[int | None], device: torch.device, dtype: torch.dtype
+) -> _Group:
     queries = max(len(row.tokens) for row in rows)
-    blocks = max(-(-(row.past + len(row.tokens)) // BLOCK) for row in rows)
+    longest = max(row.past + len(row.tokens) for row in rows)
+    blocks = -(-longest // BLOCK)
     gather = np.zeros((len(rows), queries), dtype=np.int64)
     valid = np.zeros((len(rows), queries), dtype=bool)
     table = np.zeros((len(rows), blocks), dtype=np.int64)
-    mask = np.full((len(rows), 1, queries, blocks * BLOCK), -np.inf, dtype=np.float32)
-    mask[:, :, :, 0] = 0.0  # padded queries see one key, so that their softmax is finite
     for r, (row, start) in enumerate(zip(rows, starts, strict=True)):
-        new, keys = len(row.tokens), row.past + len(row.tokens)
+        new, used = len(row.tokens), -(-(row.past + len(row.tokens)) // BLOCK)
         gather[r] = start
         gather[r, :new] += np.arange(new)
         valid[r, :new] = True
-        used = -(-keys // BLOCK)
         table[r, :used] = row.job.blocks[:used]
         table[r, used:] = row.job.blocks[0]
-        mask[r, 0, :new, :keys] = np.where(row.visible(), 0.0, -np.inf)
+    # a window that is wider than every row hides nothing
+    masks = {window: None if window is not None and window >= longest else window for window in windows}
+    made = {window: _mask(rows, queries, blocks, window, device, dtype) for window in {*masks.values()}}
     return _Group(
         gather=torch.from_numpy(gather).to(device),
         valid=torch.from_numpy(valid).to(device),
         flat=torch.from_numpy(gather[valid]).to(device),
         table=torch.from_numpy(table).to(device),
-        mask=torch.from_numpy(mask).to(device, dtype),
+        masks={window: made[same] for window, same in masks.items()},
     )
+
+
+def _mask(
+    rows: list[Row], queries: int, blocks: int, window: int | None, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    mask = np.full((len(rows), 1, queries, blocks * BLOCK), -np.inf, dtype=np.float32)
+    for r, row in enumerate(rows):
+        new, keys = len(row.tokens), row.past + len(row.tokens)
+        mask[r, 0, new:, 0] = 0.0  # padded queries see one key, so that their softmax is finite
+        mask[r, 0, :new, :keys] = np.where(row.visible(window), 0.0, -np.inf)
+    return torch.from_numpy(mask).to(device, dtype)

@@ -94,10 +94,15 @@ class BlockPool:
 
 
 class KVCache:
-    """Per layer, keys and values [blocks, BLOCK, kv_heads, head_dim]."""
+    """Per layer, keys and values [blocks, BLOCK, kv_heads, head_dim].
+
+    Attributes:
+        windows: how far back layers look; None: all the way.
+    """
 
     def __init__(self, config: ModelConfig, blocks: int, device: torch.device, dtype: torch.dtype) -> None:
         self.pool = BlockPool(blocks)
+        self.windows = frozenset(layer.attention.window for layer in config.layers)
         shapes = [(blocks, BLOCK, s.attention.kv_heads, s.attention.head_dim) for s in config.layers]
         self._keys = [_zeros(shape, device, dtype) for shape in shapes]
         self._values = [_zeros(shape, device, dtype) for shape in shapes]

@@ -8,13 +8,13 @@ import dataclasses
 import json
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pando.errors import BaseModelError
 from pando.model.config import ModelConfig
-from pando.model.families import family
+from pando.model.families import Family, Packed, family
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,9 +65,11 @@ def weight_files(folder: Path) -> list[str]:
     return names
 
 
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Our parameter names -> shapes, without making any weights."""
-    return {name: tuple(p.shape) for name, p in _skeleton(config).named_parameters()}
+def tensors_of(found: Family, config: ModelConfig) -> Iterator[Packed]:
+    """Every tensor of a Hugging Face folder, with the parameters that it holds."""
+    for ours, theirs in found.keys(config):
+        yield Packed(theirs, (ours,))
+    yield from found.packed(config)
 
 
 def load_model(folder: Path, config: ModelConfig, device: str, dtype: torch.dtype) -> Transformer:
@@ -78,26 +80,29 @@ def load_model(folder: Path, config: ModelConfig, device: str, dtype: torch.dtyp
     """
     model = _skeleton(config)
     found = family(config.family)
-    names = {theirs: ours for ours, theirs in found.keys(config)}
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    parts = {one.theirs: one for one in tensors_of(found, config)}
+    shapes = config.shapes()
     state: dict[str, Tensor] = {}
     spare: dict[str, Tensor] = {}
     for file in weight_files(folder):
         for key, tensor in _read(folder / file):
-            if key not in names:
+            part = parts.get(key) or parts.get(found.prefix + key)
+            if part is None:
                 if not any(re.fullmatch(pattern, key) for pattern in found.ignored):
                     spare[key] = tensor
                 continue
-            ours = names[key]
-            if tuple(tensor.shape) != shapes[ours]:
+            wanted = part.shape(shapes)
+            if tuple(tensor.shape) != wanted:
                 raise BaseModelError(
-                    f"{folder / file}: {key} has shape {list(tensor.shape)}; config.json asks for {list(shapes[ours])}"
+                    f"{folder / file}: {key} has shape {list(tensor.shape)}; config.json asks for {list(wanted)}"
                 )
-            state[ours] = tensor.to(device=device, dtype=dtype)
+            pieces = part.split(tensor, [shapes[ours][0] for ours in part.ours])
+            for ours, piece in zip(part.ours, pieces, strict=True):
+                state[ours] = piece.to(device=device, dtype=dtype, copy=len(pieces) > 1).contiguous()
     _drop_tied_head(config, spare, state)
     for key in sorted(spare):
         raise BaseModelError(f"{folder}: unexpected key {key} in the weights; config.json describes no such part")
-    for key in (theirs for theirs, ours in names.items() if ours not in state):
+    for key in (theirs for theirs, part in parts.items() if part.ours[0] not in state):
         raise BaseModelError(f"{folder}: the key {key} is missing in the weights")
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval()
@@ -114,7 +119,10 @@ def save_model(model: Transformer, folder: Path, token_ids: dict[str, Any], max_
 
     found = family(model.config.family)
     parameters = dict(model.named_parameters())
-    tensors = {theirs: parameters[ours].detach().cpu().contiguous() for ours, theirs in found.keys(model.config)}
+    tensors = {
+        part.theirs: part.join([parameters[ours].detach().cpu() for ours in part.ours]).contiguous()
+        for part in tensors_of(found, model.config)
+    }
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     hf = found.hf_config(model.config) | token_ids | {"torch_dtype": dtype}
     (folder / "config.json").write_text(json.dumps(hf, indent=1), encoding="utf-8")

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pando.model import rope
+from pando.model.attention import attention, seen
 from pando.model.config import AttentionConfig, RopeConfig
 
 
@@ -82,8 +82,9 @@ class RowContext(Context):
         places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         if prefix is not None and tokens.device.type == "cpu" and not prefix.any():
             prefix = None
-        self._mask: Tensor | None = None
+        self._masks: dict[int | None, Tensor | None] = {}
         self._parts: _Parts | None = None
+        self._documents: Tensor | None = None
         if positions is None:
             positions = (
                 places if documents is None else places - torch.where(_starts(documents), places, 0).cummax(1)[0]
@@ -93,24 +94,30 @@ class RowContext(Context):
                 documents = torch.zeros_like(tokens)
             starts = _starts(documents)
             if tokens.device.type != "cpu":
-                self._mask = _mask(documents, prefix)
+                self._documents, self._prefix = documents, prefix
             elif prefix is not None or starts[:, 1:].any():  # else plain rows
                 self._parts = _Parts.of(starts, prefix)
         super().__init__(positions, adapters)
 
     def attend(self, layer: int, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self._parts is not None:
-            found: Tensor = self._parts.attend(q, k, v)
+            found: Tensor = self._parts.attend(config, q, k, v)
             return found
-        out: Tensor = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=self._mask,
-            is_causal=self._mask is None,
-            enable_gqa=config.heads != config.kv_heads,
-        )
-        return out.transpose(1, 2)
+        mask = self._mask(config.window)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return attention(config, q, k, v, mask, causal=mask is None).transpose(1, 2)
+
+    def _mask(self, window: int | None) -> Tensor | None:
+        """bool, broadcast to [B, heads, T, T]: which keys each query sees; None: all up to its own."""
+        length = self.positions.shape[1]
+        window = None if window is None or window >= length else window
+        if window not in self._masks:
+            if self._documents is None:
+                places = torch.arange(length, device=self.positions.device)
+                self._masks[window] = None if window is None else seen(places, places, window)
+            else:
+                self._masks[window] = _document_mask(self._documents, self._prefix, window)
+        return self._masks[window]
 
 
 def _starts(documents: Tensor) -> Tensor:
@@ -120,10 +127,10 @@ def _starts(documents: Tensor) -> Tensor:
     return starts
 
 
-def _mask(documents: Tensor, prefix: Tensor | None) -> Tensor:
+def _document_mask(documents: Tensor, prefix: Tensor | None, window: int | None) -> Tensor:
     """bool [B, 1, T, T]: which keys each query sees."""
-    length = documents.shape[1]
-    visible = torch.ones(length, length, dtype=torch.bool, device=documents.device).tril()
+    places = torch.arange(documents.shape[1], device=documents.device)
+    visible = seen(places, places, window)
     if prefix is not None:
         visible = visible | prefix[:, None, :]
     return ((documents[:, :, None] == documents[:, None, :]) & visible)[:, None]
@@ -134,11 +141,12 @@ class _Parts:
 
     Args:
         lengths: tokens of each document; they add up to B * T.
-        masks: for each: None where it is causal, else bool [L, L] of which keys each query sees, or [] for all.
+        prefixes: how many tokens at its head all of a document sees.
     """
 
-    def __init__(self, lengths: list[int], masks: list[Tensor | None]) -> None:
-        self._lengths, self._masks = lengths, masks
+    def __init__(self, lengths: list[int], prefixes: list[int]) -> None:
+        self._lengths, self._prefixes = lengths, prefixes
+        self._masks: dict[tuple[int, int, int | None], Tensor] = {}
 
     @classmethod
     def of(cls, starts: Tensor, prefix: Tensor | None) -> _Parts:
@@ -147,35 +155,33 @@ class _Parts:
         ends = torch.cat((begins[1:], begins.new_tensor([starts.numel()])))
         lengths = (ends - begins).tolist()
         if prefix is None:
-            return cls(lengths, [None] * len(lengths))
+            return cls(lengths, [0] * len(lengths))
         heads = torch.zeros(starts.numel() + 1, dtype=torch.int64)
         torch.cumsum(prefix.flatten(), 0, out=heads[1:])
-        return cls(lengths, list(map(_part_mask, lengths, (heads[ends] - heads[begins]).tolist())))
+        return cls(lengths, (heads[ends] - heads[begins]).tolist())
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [B, T, heads, d] over k, v [B, T, kv_heads, d]; shaped like q."""
         parts = []
         flat = (x.flatten(0, 1).split(self._lengths) for x in (q, k, v))
-        for mask, q_, k_, v_ in zip(self._masks, *flat, strict=True):
-            out = F.scaled_dot_product_attention(
-                q_.transpose(0, 1)[None],
-                k_.transpose(0, 1)[None],
-                v_.transpose(0, 1)[None],
-                attn_mask=mask if mask is not None and mask.numel() else None,
-                is_causal=mask is None,
-                enable_gqa=q.shape[2] != k.shape[2],
-            )
+        for length, prefix, *each in zip(self._lengths, self._prefixes, *flat, strict=True):
+            mask, causal = self._view(length, prefix, config.window)
+            q_, k_, v_ = (x.transpose(0, 1)[None] for x in each)
+            out = attention(config, q_, k_, v_, mask, causal=causal)
             parts.append(out[0].transpose(0, 1))
         return torch.cat(parts).view(q.shape)
 
-
-def _part_mask(length: int, prefix: int) -> Tensor | None:
-    """The mask of a document whose first `prefix` tokens all of it sees, as `_Parts` takes it."""
-    if prefix <= 1:
-        return None  # the first token is seen by all in any case
-    if prefix == length:
-        return torch.empty(0, dtype=torch.bool)
-    visible = torch.ones(length, length, dtype=torch.bool).tril()
-    visible[:, :prefix] = True
-    return visible
+    def _view(self, length: int, prefix: int, window: int | None) -> tuple[Tensor | None, bool]:
+        """Which keys a document's queries see, as `attention` takes it: a mask, and whether it is plainly causal."""
+        window = None if window is None or window >= length else window
+        if window is None and prefix <= 1:
+            return None, True  # the first token is seen by all in any case
+        if prefix == length:
+            return None, False
+        key = (length, prefix, window)
+        if key not in self._masks:
+            places = torch.arange(length)
+            self._masks[key] = seen(places, places, window)
+            self._masks[key][:, :prefix] = True
+        return self._masks[key], False

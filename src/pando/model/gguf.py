@@ -100,7 +100,9 @@ def _config(found: Family, fields: dict[str, Any], tensors: dict[str, gguf.Reade
     config = found.gguf.config(switches)
     switches.close()
     if "rope_freqs.weight" in tensors:
-        rope = _stretched(config.layers[0].attention.rope, tensors["rope_freqs.weight"])
+        plain = config.layers[0].attention.rope
+        assert plain is not None
+        rope = _stretched(plain, tensors["rope_freqs.weight"])
         layers = tuple(
             dataclasses.replace(layer, attention=dataclasses.replace(layer.attention, rope=rope))
             for layer in config.layers
@@ -123,7 +125,7 @@ def _stretched(rope: RopeConfig, tensor: gguf.ReaderTensor) -> RopeConfig:
 
 def _write_weights(found: Family, config: ModelConfig, tensors: dict[str, gguf.ReaderTensor], path: Path) -> None:
     """One tensor at a time in memory."""
-    from pando.model.checkpoint import expected_shapes, write_safetensors
+    from pando.model.checkpoint import write_safetensors
 
     assert found.gguf is not None
     names = dict(found.gguf.keys(config))
@@ -131,7 +133,7 @@ def _write_weights(found: Family, config: ModelConfig, tensors: dict[str, gguf.R
         raise BaseModelError(f"the tensor {missing} is missing")
     for extra in sorted(tensors.keys() - set(names.values()) - {"rope_freqs.weight"}):
         raise BaseModelError(f"the tensor {extra} is not one of this architecture")
-    shapes = expected_shapes(config)
+    shapes = config.shapes()
     for ours, theirs in names.items():
         shape = tuple(int(n) for n in reversed(tensors[theirs].shape))
         if shape != shapes[ours]:

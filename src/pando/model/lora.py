@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pando.errors import SkinError
-from pando.model.families import family
+from pando.model.checkpoint import tensors_of
+from pando.model.families import Packed, family
 from pando.model.transformer import Transformer
 
 CONFIG_FILE = "adapter_config.json"
@@ -27,9 +29,9 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 # Switches of PEFT's LoraConfig that change what the adapter computes and that are not covered here.
 _UNSUPPORTED = (
-    "use_dora", "alora_invocation_tokens", "modules_to_save", "layer_replication", "megatron_config", "rank_pattern",
-    "alpha_pattern", "trainable_token_indices", "target_parameters", "use_bdlora", "arrow_config", "lora_bias",
-    "fan_in_fan_out", "velora_config", "monteclora_config",
+    "use_dora", "alora_invocation_tokens", "modules_to_save", "layer_replication", "megatron_config",
+    "trainable_token_indices", "target_parameters", "use_bdlora", "arrow_config", "lora_bias",
+    "velora_config", "monteclora_config",
 )  # fmt: skip
 
 
@@ -120,12 +122,29 @@ def save_peft(
     """
     from safetensors.torch import save_file
 
-    modules = _module_names(model)
-    state = {}
-    for site, (a, b) in tensors.items():
-        state[f"base_model.model.{modules[site]}.lora_A.weight"] = a.float().cpu().contiguous()
-        state[f"base_model.model.{modules[site]}.lora_B.weight"] = b.float().cpu().contiguous()
+    sizes = {site: projection.out_features for site, projection in model.projections().items()}
+    state, widened, adapted = {}, {}, set()
+    for module, part in _modules(model).items():
+        sites = [site for site in part.ours if site in tensors]
+        if not sites:
+            continue
+        # a matrix of theirs that holds several of ours takes their changes side by side: ranks add up, and each
+        # part of the outputs is changed by its own
+        a = torch.cat([tensors[site][0].float().cpu() for site in sites])
+        blocks = []
+        for site in part.ours:
+            block = torch.zeros(sizes[site], len(a))
+            if site in tensors:
+                at = sites.index(site) * config.rank
+                block[:, at : at + config.rank] = tensors[site][1].float().cpu()
+            blocks.append(block)
+        state[f"base_model.model.{module}.lora_A.weight"] = a.contiguous()
+        state[f"base_model.model.{module}.lora_B.weight"] = part.join(blocks).contiguous()
+        adapted.add(module.rsplit(".", 1)[-1])
+        if len(sites) > 1:
+            widened[module] = len(sites)
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    grown = {module: math.sqrt(n) if config.rank_stabilised else n for module, n in widened.items()}
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -133,10 +152,12 @@ def save_peft(
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": 0.0,
-        "target_modules": sorted({modules[site].rsplit(".", 1)[-1] for site in config.sites}),
+        "target_modules": sorted(adapted),
+        "rank_pattern": {module: n * config.rank for module, n in widened.items()},
+        "alpha_pattern": {module: n * config.alpha for module, n in grown.items()},
         "bias": "none",
         "use_rslora": config.rank_stabilised,
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": any(part.transposed for part in tensors_of(family(model.config.family), model.config)),
         "inference_mode": True,
     }
     (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -149,20 +170,23 @@ def load_peft(folder: Path, model: Transformer, device: torch.device, dtype: tor
         SkinError: a file is missing or broken, a switch is not supported, or a key or shape does not fit the base.
     """
     config, raw = _read_config(folder), _read_weights(folder)
-    sites = {module: site for site, module in _module_names(model).items()}
+    modules = _modules(model)
     found: dict[str, dict[str, Tensor]] = {}
     for key, tensor in raw.items():
         name = key.removeprefix("base_model.model.")
         module, _, rest = name.rpartition(".lora_")
-        if rest not in ("A.weight", "B.weight") or module not in sites:
+        if rest not in ("A.weight", "B.weight") or module not in modules:
             raise SkinError(f"{folder / WEIGHTS_FILE}: key {key!r} fits no projection of this base")
-        found.setdefault(sites[module], {})[rest[0]] = tensor
+        found.setdefault(module, {})[rest[0]] = tensor
     if not found:
         raise SkinError(f"{folder / WEIGHTS_FILE} has no LoRA weights")
-    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config.get("use_rslora") else config["r"])
-    weights = {
-        site: _checked_pair(folder, model, site, pair, scale, device, dtype) for site, pair in sorted(found.items())
-    }
+    weights = {}
+    for module, pair in sorted(found.items()):
+        rank, alpha = (_of_module(config, name, module) for name in ("r", "lora_alpha"))
+        scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        a, parts = _checked_pair(folder, model, modules[module], pair)
+        for site, b in zip(modules[module].ours, parts, strict=True):
+            weights[site] = a.to(device, dtype), (b.float() * scale).to(device, dtype)
     digest = hashlib.blake2b(digest_size=16)
     digest.update((folder / CONFIG_FILE).read_bytes())
     digest.update((folder / WEIGHTS_FILE).read_bytes())
@@ -174,25 +198,31 @@ def has_adapter(folder: Path) -> bool:
     return (folder / CONFIG_FILE).exists()
 
 
+def _of_module(config: dict[str, Any], name: str, module: str) -> float:
+    """`r` or `lora_alpha` of a module: PEFT's patterns name modules, or ends of their paths as regular expressions."""
+    pattern = config.get({"r": "rank_pattern", "lora_alpha": "alpha_pattern"}[name]) or {}
+    for key, value in pattern.items():
+        if re.fullmatch(rf"(.*\.)?({key})", module):
+            return float(value)
+    return float(config[name])
+
+
 def _checked_pair(
-    folder: Path,
-    model: Transformer,
-    site: str,
-    pair: dict[str, Tensor],
-    scale: float,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    projection = model.projections()[site]
+    folder: Path, model: Transformer, part: Packed, pair: dict[str, Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """A [r, in], and B [out, r] of each of the sites that it changes."""
+    where = f"{folder / WEIGHTS_FILE}: {part.theirs}"
     if set(pair) != {"A", "B"}:
-        raise SkinError(f"{folder / WEIGHTS_FILE}: {site} has only lora_{next(iter(pair))}")
+        raise SkinError(f"{where} has only lora_{next(iter(pair))}")
+    projections = [model.projections()[site] for site in part.ours]
+    inputs, outputs = projections[0].in_features, [projection.out_features for projection in projections]
     a, b = pair["A"], pair["B"]
-    if a.shape[1:] != (projection.in_features,) or b.shape != (projection.out_features, a.shape[0]):
+    if a.shape[1:] != (inputs,) or b.shape != (sum(outputs), a.shape[0]):
         raise SkinError(
-            f"{folder / WEIGHTS_FILE}: {site} has A {list(a.shape)} and B {list(b.shape)}, the base's projection is "
-            f"[{projection.out_features}, {projection.in_features}]: is this adapter for another base?"
+            f"{where} has A {list(a.shape)} and B {list(b.shape)}, the base's projection is "
+            f"[{sum(outputs)}, {inputs}]: is this adapter for another base?"
         )
-    return a.to(device, dtype), (b.float() * scale).to(device, dtype)
+    return a, part.split(b, outputs)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -231,12 +261,13 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         raise SkinError(f"{path} is not a readable safetensors file: {error}") from None
 
 
-def _module_names(model: Transformer) -> dict[str, str]:
-    """Hugging Face module path of each site."""
-    names = {}
-    projections = model.projections()
-    for ours, theirs in family(model.config.family).keys(model.config):
-        site = ours.removesuffix(".weight")
-        if site in projections:
-            names[site] = theirs.removesuffix(".weight")
-    return names
+def _modules(model: Transformer) -> dict[str, Packed]:
+    """Hugging Face module path -> the sites whose weights it holds, in the order of the forward pass."""
+    known = model.projections()
+    found = {}
+    for part in tensors_of(family(model.config.family), model.config):
+        sites = tuple(name.removesuffix(".weight") for name in part.ours)
+        if all(site in known for site in sites):
+            module = part.theirs.removesuffix(".weight")
+            found[module] = Packed(module, sites, part.heads)  # A and B are never transposed
+    return found

@@ -12,14 +12,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pando.model.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig
+from pando.model.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig, NormConfig
 from pando.model.context import Context
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
 }
+
+
+class Norm(nn.Module):
+    """RMSNorm or LayerNorm over the last dimension of [..., size]."""
+
+    def __init__(self, size: int, config: NormConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size)) if config.bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        config = self.config
+        weight = self.weight + config.offset if config.offset else self.weight
+        if config.kind == "layer":
+            return F.layer_norm(x, weight.shape, weight, self.bias, config.eps)
+        return F.rms_norm(x, weight.shape, weight, config.eps)
 
 
 class Projection(nn.Linear):
@@ -53,92 +71,110 @@ class Projection(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions; who sees whom is the context's business."""
+    """Grouped-query attention; positions and who sees whom are the context's business."""
 
-    def __init__(self, layer: int, d_model: int, config: AttentionConfig, norm_eps: float) -> None:
+    def __init__(self, layer: int, d_model: int, config: AttentionConfig, norm: NormConfig) -> None:
         super().__init__()
         site = f"layers.{layer}.attention"
-        inner, inner_kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
         self.layer, self.config = layer, config
-        self.q = Projection(f"{site}.q", d_model, inner, config.bias)
-        self.k = Projection(f"{site}.k", d_model, inner_kv, config.bias)
-        self.v = Projection(f"{site}.v", d_model, inner_kv, config.bias)
-        self.o = Projection(f"{site}.o", inner, d_model, config.bias)
-        self.q_norm = nn.RMSNorm(config.head_dim, eps=norm_eps) if config.qk_norm else None
-        self.k_norm = nn.RMSNorm(config.head_dim, eps=norm_eps) if config.qk_norm else None
+        self.q = Projection(f"{site}.q", d_model, config.inner, config.bias)
+        self.k = Projection(f"{site}.k", d_model, config.inner_kv, config.bias)
+        self.v = Projection(f"{site}.v", d_model, config.inner_kv, config.bias)
+        self.o = Projection(f"{site}.o", config.inner, d_model, config.out_bias)
+        self.q_norm = self.k_norm = None
+        if config.qk_norm is not None:
+            whole = config.qk_norm == "whole"
+            self.q_norm = Norm(config.inner if whole else config.head_dim, norm)
+            self.k_norm = Norm(config.inner_kv if whole else config.head_dim, norm)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         heads = (-1, self.config.head_dim)
-        q = self.q(x, ctx).unflatten(-1, heads)
-        k = self.k(x, ctx).unflatten(-1, heads)
+        q, k = self.q(x, ctx), self.k(x, ctx)
         v = self.v(x, ctx).unflatten(-1, heads)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = _normed(self.q_norm, q), _normed(self.k_norm, k)
-        q, k = ctx.rotate(self.config.rope, q, k)
+        if self.config.qk_norm == "whole":
+            q, k = self._normed(q, k)
+        q, k = q.unflatten(-1, heads), k.unflatten(-1, heads)
+        if self.config.qk_norm == "head":
+            q, k = self._normed(q, k)
+        if self.config.rope is not None:
+            q, k = ctx.rotate(self.config.rope, q, k)
         mixed = ctx.attend(self.layer, self.config, q, k, v).flatten(-2)
         out: Tensor = self.o(mixed, ctx)
         return out
 
-
-def _normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
-    """norm(x) in the dtype of x; a norm of another dtype than what comes in computes in its own."""
-    out: Tensor = norm(x.to(norm.weight.dtype)).to(x.dtype)
-    return out
+    def _normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """In the dtype of what comes in; a norm of another dtype computes in its own."""
+        assert self.q_norm is not None and self.k_norm is not None
+        number = self.q_norm.weight.dtype
+        return self.q_norm(q.to(number)).to(q.dtype), self.k_norm(k.to(number)).to(k.dtype)
 
 
 class Mlp(nn.Module):
-    """Gated feed-forward layer."""
+    """Feed-forward layer, gated or not."""
 
     def __init__(self, layer: int, d_model: int, config: MlpConfig) -> None:
         super().__init__()
         self.config = config
         site = f"layers.{layer}.mlp"
-        self.gate = Projection(f"{site}.gate", d_model, config.hidden, config.bias)
+        self.gate = Projection(f"{site}.gate", d_model, config.hidden, config.bias) if config.gated else None
         self.up = Projection(f"{site}.up", d_model, config.hidden, config.bias)
         self.down = Projection(f"{site}.down", config.hidden, d_model, config.bias)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         activation = _ACTIVATIONS[self.config.activation]
-        out: Tensor = self.down(activation(self.gate(x, ctx)) * self.up(x, ctx), ctx)
+        up = self.up(x, ctx)
+        hidden = activation(up) if self.gate is None else activation(self.gate(x, ctx)) * up
+        out: Tensor = self.down(hidden, ctx)
         return out
 
 
 class Block(nn.Module):
-    """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """One layer: attention, then the feed-forward layer, each around a residual; `LayerConfig.order` places norms."""
 
     def __init__(self, layer: int, config: ModelConfig, spec: LayerConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
-        self.attention = Attention(layer, config.d_model, spec.attention, config.norm_eps)
-        self.mlp_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+
+        def norm(there: bool) -> nn.Module:
+            return Norm(config.d_model, config.norm) if there else nn.Identity()
+
+        before, after = spec.order != "post", spec.order in ("post", "sandwich")
+        self.parallel = spec.order == "parallel"
+        self.attention_norm = norm(before)
+        self.attention = Attention(layer, config.d_model, spec.attention, config.norm)
+        self.attention_post_norm = norm(after)
+        self.mlp_norm = norm(before)
         self.mlp = Mlp(layer, config.d_model, spec.mlp)
+        self.mlp_post_norm = norm(after)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), ctx)
-        out: Tensor = x + self.mlp(self.mlp_norm(x), ctx)
+        y = x + self.attention_post_norm(self.attention(self.attention_norm(x), ctx))
+        out: Tensor = y + self.mlp_post_norm(self.mlp(self.mlp_norm(x if self.parallel else y), ctx))
         return out
 
 
 class Transformer(nn.Module):
     """A stack of blocks between an embedding and an output head. Builds on the meta device.
 
-    Parameter names: `embed.weight`, `layers.{i}.{attention_norm,mlp_norm}.weight`,
-    `layers.{i}.attention.{q,k,v,o}.{weight,bias}`, `layers.{i}.attention.{q_norm,k_norm}.weight` where queries and keys
-    are normed, `layers.{i}.mlp.{gate,up,down}.{weight,bias}`, `norm.weight`, and `unembed.weight` unless the head is
-    tied.
+    Parameters have the names of `ModelConfig.shapes`.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.positions = nn.Embedding(config.context_length, config.d_model) if config.learned_positions else None
         self.layers = nn.ModuleList(Block(i, config, spec) for i, spec in enumerate(config.layers))
-        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.norm = Norm(config.d_model, config.norm)
         self.unembed = None if config.tied else Projection("unembed", config.d_model, config.vocab_size)
 
     def forward(self, tokens: Tensor, ctx: Context) -> Tensor:
         """Token ids [...] -> hidden states [..., D] after the final norm."""
-        return self.run(self.embed(tokens), ctx)
+        x = self.embed(tokens)
+        if self.config.embed_scale != 1:
+            x = x * self.config.embed_scale
+        if self.positions is not None:
+            x = x + self.positions(ctx.positions)
+        return self.run(x, ctx)
 
     def run(self, x: Tensor, ctx: Context) -> Tensor:
         """Input vectors [..., D] -> hidden states [..., D] after the final norm."""
@@ -157,8 +193,11 @@ class Transformer(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] -> logits [..., vocab]."""
         if self.unembed is None:
-            return F.linear(hidden.to(self.embed.weight.dtype), self.embed.weight)
-        return self.unembed.project(hidden.to(self.unembed.number))
+            logits = F.linear(hidden.to(self.embed.weight.dtype), self.embed.weight)
+        else:
+            logits = self.unembed.project(hidden.to(self.unembed.number))
+        cap = self.config.softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     @property
     def head_weight(self) -> Tensor:
@@ -175,7 +214,7 @@ class Transformer(nn.Module):
         generator = torch.Generator(device=self.embed.weight.device).manual_seed(seed)
         for name, parameter in self.named_parameters():
             if name.endswith("norm.weight"):
-                parameter.fill_(1.0)
+                parameter.fill_(1.0 - self.config.norm.offset)
             elif name.endswith("bias"):
                 parameter.zero_()
             else:
@@ -186,7 +225,7 @@ class Transformer(nn.Module):
         init = self.config.init
         if init is None:
             return self.config.initializer_range
-        if name.startswith(("embed", "unembed")):
-            return init.embedding if name.startswith("embed") else init.head
+        if name.startswith(("embed", "positions", "unembed")):
+            return init.head if name.startswith("unembed") else init.embedding
         deviation = inputs**-0.5 if init.matrices is None else init.matrices
         return deviation * init.outputs if name.endswith((".o.weight", ".down.weight")) else deviation

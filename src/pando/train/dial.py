@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pando.model.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig, RopeConfig
+from pando.model.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig, NormConfig, RopeConfig
 from pando.train.config import Given, PretrainConfig, ShapeConfig, build, parse_count
 
 TOKENS_PER_WEIGHT = 12  # nanochat
@@ -89,7 +89,7 @@ def resolve(given: Given, corpus: CorpusFacts, flops: Callable[[], float], usd_p
 def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:
     """The model of a resolved configuration."""
     shape = config.model
-    switches: dict[str, Any] = {"qk_norm": True} if shape.family == "qwen3" else {}
+    switches: dict[str, Any] = {"qk_norm": "head"} if shape.family == "qwen3" else {}
     rope = RopeConfig(shape.head_dim, shape.rope_theta)
     attention = AttentionConfig(shape.heads, shape.kv_heads, shape.head_dim, rope, **switches)
     return ModelConfig(
@@ -98,7 +98,7 @@ def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:
         d_model=shape.width,
         layers=(LayerConfig(attention, MlpConfig(shape.hidden)),) * shape.depth,
         context_length=shape.context,
-        norm_eps=1e-6,
+        norm=NormConfig(eps=1e-6),
         tied=shape.tied,
         init=config.init,
     )

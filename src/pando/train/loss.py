@@ -49,7 +49,8 @@ def batch_loss(model: Transformer, batch: Batch, *, z_loss: float = 0.0, chunk: 
     if batch.weight < hidden.shape[0]:
         hidden = hidden.index_select(0, batch.places)
     targets = batch.targets.flatten()[batch.places]
-    total, nats, squares = head_loss(hidden, model.head_weight, targets, z_loss=z_loss, chunk=chunk)
+    softcap = model.config.softcap
+    total, nats, squares = head_loss(hidden, model.head_weight, targets, z_loss=z_loss, softcap=softcap, chunk=chunk)
     kinds = batch.objective.flatten()[batch.places]
     sums = nats.new_zeros(len(batch.names), 2).index_add_(0, kinds, torch.stack((nats, torch.ones_like(nats)), dim=1))
     logs = dict(zip(batch.names, sums.unbind(), strict=True))
@@ -60,11 +61,20 @@ def batch_loss(model: Transformer, batch: Batch, *, z_loss: float = 0.0, chunk: 
 
 
 def head_loss(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, z_loss: float = 0.0, chunk: int | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Summed cross-entropy of targets [N] under softmax(hidden [N, D] @ weight [V, D].T).
 
     Products are made in the dtype of `weight` (or of autocast, where it is on), sums and softmax in float32.
+
+    Args:
+        softcap: logits l become c tanh(l / c) before the softmax.
 
     Returns:
         The sum in nats (float32 scalar) with gradient, z-loss included; each place's nats and squared log-denominator,
@@ -73,7 +83,7 @@ def head_loss(
     if chunk is None:
         numbers = _CHUNK_NUMBERS.get(weight.device.type, _CHUNK_NUMBERS["cuda"])
         chunk = max(128, numbers // weight.shape[0])
-    found: tuple[Tensor, Tensor, Tensor] = _HeadLoss.apply(hidden, weight, targets, z_loss, chunk)  # type: ignore[no-untyped-call]
+    found: tuple[Tensor, Tensor, Tensor] = _HeadLoss.apply(hidden, weight, targets, z_loss, softcap, chunk)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -82,7 +92,7 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, chunk: int
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, softcap: float | None, chunk: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         kind = hidden.device.type
         number = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
@@ -95,7 +105,8 @@ class _HeadLoss(torch.autograd.Function):
             for start in range(0, len(targets), chunk):
                 part = slice(start, start + chunk)
                 h = hidden[part].to(number)
-                nats[part], log_total, grad = _chunk(h @ w.T, targets[part], z_loss, wants_hidden or wants_weight)
+                wanted = wants_hidden or wants_weight
+                nats[part], log_total, grad = _chunk(h @ w.T, targets[part], z_loss, softcap, wanted)
                 squares[part] = log_total.square()
                 if d_hidden is not None:
                     d_hidden[part] = grad.to(number) @ w
@@ -108,14 +119,21 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         d_hidden, d_weight = (None if d is None else d.mul_(scale.to(d.dtype)) for d in ctx.saved_tensors)
-        return d_hidden, d_weight, None, None, None
+        return d_hidden, d_weight, None, None, None, None
 
 
-def _chunk(logits: Tensor, targets: Tensor, z_loss: float, wants_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _chunk(
+    logits: Tensor, targets: Tensor, z_loss: float, softcap: float | None, wants_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Nats [N] and log-denominators [N] of logits [N, V], and the gradient for the logits in their own memory."""
     logits = logits.float()
+    slope = None
+    if softcap is not None:
+        logits = logits.div_(softcap).tanh_()
+        slope = 1 - logits.square() if wants_gradient else None
+        logits = logits.mul_(softcap)
     picked = targets[:, None]
     chosen = logits.gather(1, picked)[:, 0]
     highest = logits.amax(1)
@@ -126,6 +144,8 @@ def _chunk(logits: Tensor, targets: Tensor, z_loss: float, wants_gradient: bool)
     if wants_gradient:
         exponentials.mul_(((1 + 2 * z_loss * log_total) / sums)[:, None])
         exponentials.scatter_add_(1, picked, exponentials.new_full(picked.shape, -1.0))
+        if slope is not None:
+            exponentials.mul_(slope)
     return nats, log_total, exponentials
 
 

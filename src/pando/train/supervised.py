@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pando.model.attention import attention, seen
 from pando.model.config import AttentionConfig
 from pando.model.context import Adapters, Context
 from pando.model.transformer import Transformer
@@ -92,9 +92,8 @@ class SharedPrefixContext(Context):
         inside = torch.arange(batch.width, device=device) + batch.prefix
         super().__init__(torch.cat((torch.arange(batch.prefix, device=device), inside.repeat(batch.rows))), adapters)
         self._prefix, self._rows = batch.prefix, batch.rows
-        keys = torch.arange(batch.prefix + batch.width, device=device)
-        visible = keys <= inside[:, None]  # [T, P + T]
-        self._mask = torch.zeros(visible.shape, device=device).masked_fill_(~visible, -torch.inf)
+        self._inside, self._keys = inside, torch.arange(batch.prefix + batch.width, device=device)
+        self._masks: dict[int | None, Tensor] = {}
 
     def attend(self, layer: int, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [P + R * T, heads, head_dim]: the prefix over itself, each row over the prefix and itself.
@@ -107,26 +106,37 @@ class SharedPrefixContext(Context):
         q_head, k_head, v_head = (x[:p].transpose(0, 1)[None] for x in (q32, k32, v32))
         q_rows, k_rows, v_rows = (x[p:].unflatten(0, (self._rows, -1)).transpose(1, 2) for x in (q32, k32, v32))
         rows = _grouped_attention(
+            config,
             q_rows,
             torch.cat((k_head.expand(self._rows, -1, -1, -1), k_rows), dim=2),
             torch.cat((v_head.expand(self._rows, -1, -1, -1), v_rows), dim=2),
-            self._mask,
+            self._mask(config.window),
         )
         rows = rows.transpose(1, 2).flatten(0, 1).to(q.dtype)
         if p == 0:
             return rows
-        head = F.scaled_dot_product_attention(q_head, k_head, v_head, is_causal=True, enable_gqa=True)
+        places = self._keys[:p]
+        mask = None if config.window is None or config.window >= p else seen(places, places, config.window)
+        head = attention(config, q_head, k_head, v_head, mask, causal=mask is None)
         return torch.cat((head[0].transpose(0, 1).to(q.dtype), rows))
 
+    def _mask(self, window: int | None) -> Tensor:
+        """What is added to scores of the rows over the prefix and themselves, [T, P + T]."""
+        if window not in self._masks:
+            visible = seen(self._inside, self._keys, window)
+            hidden = torch.zeros(visible.shape, device=visible.device).masked_fill_(~visible, -torch.inf)
+            self._masks[window] = hidden
+        return self._masks[window]
 
-def _grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+
+def _grouped_attention(config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """q [R, heads, T, d] over k, v [R, kv_heads, L, d] with an additive mask [T, L]. The queries that share a key head
     are laid end to end, so that keys and values are never repeated.
     """
     group = q.shape[1] // k.shape[1]
     stacked = q.unflatten(1, (k.shape[1], group)).flatten(2, 3)
-    out: Tensor = F.scaled_dot_product_attention(stacked, k, v, attn_mask=mask.repeat(group, 1))
-    return cast(Tensor, out.unflatten(2, (group, -1))).flatten(1, 2)
+    out: Tensor = attention(config, stacked, k, v, mask.repeat(group, 1)).unflatten(2, (group, -1))
+    return out.flatten(1, 2)
 
 
 def supervised_loss(model: Transformer, batch: SupervisedBatch, adapters: Adapters | None = None) -> tuple[Tensor, int]:

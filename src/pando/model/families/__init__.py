@@ -6,17 +6,76 @@ A family is added by writing its file with a `FAMILY` and naming it in `_MODULES
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pando.errors import BaseModelError
 from pando.model.config import ModelConfig
 from pando.model.families.reading import Switches
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Keys = Callable[[ModelConfig], Iterator[tuple[str, str]]]
 
-_MODULES = {"llama": "llama", "qwen3": "qwen3"}  # Hugging Face `model_type` -> module of this package
+# Hugging Face `model_type` -> module of this package
+_MODULES = {
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
+    "gpt2": "gpt2",
+    "gpt_neox": "gpt_neox",
+    "llama": "llama",
+    "mistral": "mistral",
+    "olmo2": "olmo2",
+    "olmo3": "olmo3",
+    "phi3": "phi3",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "smollm3": "smollm3",
+    "starcoder2": "starcoder2",
+}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A tensor of a Hugging Face file that is not one of our parameters as it stands.
+
+    Attributes:
+        theirs: its key.
+        ours: names of the parameters that it holds, one after the other along its outputs.
+        heads: where it is not 0, they alternate instead: the first head of each, the second of each, and so on.
+        transposed: it is kept as [inputs, outputs] (GPT-2's Conv1D).
+    """
+
+    theirs: str
+    ours: tuple[str, ...]
+    heads: int = 0
+    transposed: bool = False
+
+    def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+        """Of their tensor, from those of our parameters."""
+        rows, rest = sum(shapes[name][0] for name in self.ours), shapes[self.ours[0]][1:]
+        return (*rest, rows) if self.transposed else (rows, *rest)
+
+    def split(self, tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        """The parameters, [outputs, ...] each, with so many outputs."""
+        if self.transposed:
+            tensor = tensor.T
+        if not self.heads:
+            return list(tensor.split(list(sizes)))
+        rows = tensor.unflatten(0, (self.heads, -1)).split([size // self.heads for size in sizes], dim=1)
+        return [part.flatten(0, 1) for part in rows]
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The other way round."""
+        import torch
+
+        if self.heads:
+            whole = torch.cat([part.unflatten(0, (self.heads, -1)) for part in parts], dim=1).flatten(0, 1)
+        else:
+            whole = torch.cat(list(parts))
+        return whole.T if self.transposed else whole
 
 
 @dataclass(frozen=True)
@@ -47,7 +106,9 @@ class Family:
         name: what `ModelConfig.family` says.
         config: reads a Hugging Face config.json; unsupported switches are errors that name the switch.
         hf_config: the config.json of a config, without token ids; transformers opens it.
-        keys: (our parameter name, Hugging Face key), every parameter of a model once.
+        keys: (our parameter name, Hugging Face key) of parameters that are kept as they are.
+        packed: the other ones; together every parameter of a model once.
+        prefix: files of the bare model, without its head, lack it at the beginning of their keys.
         ignored: regular expressions of keys that old files carry and nothing needs.
         gguf: how GGUF files keep it, or None.
     """
@@ -56,6 +117,8 @@ class Family:
     config: Callable[[dict[str, Any]], ModelConfig]
     hf_config: Callable[[ModelConfig], dict[str, Any]]
     keys: Keys
+    packed: Callable[[ModelConfig], Iterator[Packed]] = lambda config: iter(())
+    prefix: str = ""
     ignored: tuple[str, ...] = field(default=())
     gguf: Gguf | None = None
 

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pando.errors import BaseModelError
-from pando.model.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig, RopeConfig, RopeScaling
-from pando.model.families.reading import Switches, read_rope, write_rope
+from pando.model.config import (
+    AttentionConfig,
+    LayerConfig,
+    MlpConfig,
+    ModelConfig,
+    NormConfig,
+    RopeConfig,
+    RopeScaling,
+)
+from pando.model.families import Packed
+from pando.model.families.reading import Switches, write_rope
 
-_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
-_HF_ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+_ACTIVATIONS = {
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh", "relu": "relu",
+}  # fmt: skip
+_HF_ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}
+FULL, SLIDING = "full_attention", "sliding_attention"
 SITES = {  # ours: (Hugging Face, GGUF)
     "attention_norm": ("input_layernorm", "attn_norm"),
     "attention.q": ("self_attn.q_proj", "attn_q"),
@@ -24,45 +38,109 @@ SITES = {  # ours: (Hugging Face, GGUF)
     "mlp.up": ("mlp.up_proj", "ffn_up"),
     "mlp.down": ("mlp.down_proj", "ffn_down"),
 }
-_QK_NORMS = ("attention.q_norm", "attention.k_norm")
-_ENDS = {"embed": ("model.embed_tokens", "token_embd"), "norm": ("model.norm", "output_norm")}
-_HEAD = {"unembed": ("lm_head", "output")}
+HF_SITES = {ours: theirs for ours, (theirs, _) in SITES.items()}
+HF_ENDS = {"embed": "model.embed_tokens", "norm": "model.norm", "unembed": "lm_head"}
+_GGUF_ENDS = {"embed": "token_embd", "norm": "output_norm", "unembed": "output"}
 
 
-def read_decoder(switches: Switches, family: str, *, qk_norm: bool, mlp_bias: bool) -> ModelConfig:
-    """A Hugging Face config; the family has read its own switches before.
+@dataclass(frozen=True)
+class Shape:
+    """What every decoder's config says, under the names of `ModelConfig` and its parts."""
+
+    d_model: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    activation: Any
+    depth: int
+    context_length: int
+
+    def attention(self, rope: RopeConfig | None, **switches: Any) -> AttentionConfig:
+        """Attention of this shape."""
+        return AttentionConfig(self.heads, self.kv_heads, self.head_dim, rope, **switches)
+
+    def mlp(self, **switches: Any) -> MlpConfig:
+        """The feed-forward layer of this shape."""
+        return MlpConfig(self.hidden, self.activation, **switches)
+
+
+def read_shape(switches: Switches, *, activation: str = "hidden_act", usual_hidden: int | None = None) -> Shape:
+    """What configs of the llama kind say of their shape.
 
     Args:
-        qk_norm: whether this family norms queries and keys.
-        mlp_bias: whether it has the switch of that name.
+        activation: the switch of that.
+        usual_hidden: width of the feed-forward layer where nothing is said, as a multiple of d_model.
     """
     d_model, heads = switches.integer("hidden_size"), switches.integer("num_attention_heads")
-    head_dim = switches.integer("head_dim", d_model // heads)
-    context_length = switches.integer("max_position_embeddings", 2048)
-    rope = read_rope(switches, head_dim, context_length)
-    kv_heads = switches.integer("num_key_value_heads", heads)
-    bias = switches.flag("attention_bias", False)
-    activation = switches.choice("hidden_act", _ACTIVATIONS, "silu")
-    mlp = MlpConfig(switches.integer("intermediate_size"), activation, mlp_bias and switches.flag("mlp_bias", False))
     switches.only("attention_dropout", 0.0)
-    layer = LayerConfig(AttentionConfig(heads, kv_heads, head_dim, rope, bias, qk_norm), mlp)
+    return Shape(
+        d_model=d_model,
+        heads=heads,
+        kv_heads=switches.integer("num_key_value_heads", heads),
+        head_dim=switches.integer("head_dim", d_model // heads),
+        hidden=switches.integer("intermediate_size", usual_hidden and usual_hidden * d_model),
+        activation=switches.choice(activation, _ACTIVATIONS, "silu"),
+        depth=switches.integer("num_hidden_layers"),
+        context_length=switches.integer("max_position_embeddings", 2048),
+    )
+
+
+def finish(
+    switches: Switches, family: str, shape: Shape, layers: Sequence[LayerConfig], norm: NormConfig, **more: Any
+) -> ModelConfig:
+    """The config of what was read; whatever switch is left over is refused by name."""
     config = ModelConfig(
         family=family,
         vocab_size=switches.integer("vocab_size"),
-        d_model=d_model,
-        layers=(layer,) * switches.integer("num_hidden_layers"),
-        context_length=context_length,
-        norm_eps=switches.number("rms_norm_eps", 1e-6),
-        tied=switches.flag("tie_word_embeddings", False),
+        d_model=shape.d_model,
+        layers=tuple(layers),
+        context_length=shape.context_length,
+        norm=norm,
         initializer_range=switches.number("initializer_range", 0.02),
+        **more,
     )
     switches.close()
     return _checked(config)
 
 
-def write_decoder(config: ModelConfig, architecture: str, *, mlp_bias: bool) -> dict[str, Any]:
-    """The Hugging Face config of what `read_decoder` reads, with the switch `mlp_bias` where the family has it."""
+def read_windows(switches: Switches, depth: int, usual: Callable[[int], bool] = lambda layer: True) -> list[int | None]:
+    """How far each layer looks back: `sliding_window`, in the layers that `layer_types` names or that `usual` says."""
+    types = switches.each("layer_types", FULL, SLIDING)
+    window = switches.integer("sliding_window") if switches.has("sliding_window") else None
+    switches.ignore("sliding_window")
+    if types and len(types) != depth:
+        raise switches.wrong("layer_types", types, f"{depth} entries")
+    slides = [one == SLIDING for one in types] if types else [window is not None and usual(i) for i in range(depth)]
+    if any(slides) and window is None:
+        raise switches.wrong("sliding_window", None, "a number, as layer_types has sliding layers")
+    return [window if one else None for one in slides]
+
+
+def write_windows(config: ModelConfig) -> dict[str, Any]:
+    """`sliding_window` and `layer_types` of what `read_windows` reads."""
+    windows = [layer.attention.window for layer in config.layers]
+    types = [FULL if window is None else SLIDING for window in windows]
+    return {"sliding_window": next((w for w in windows if w is not None), None), "layer_types": types}
+
+
+def write_ropes(config: ModelConfig) -> dict[str, Any]:
+    """Rotary settings of full and sliding layers, as transformers 5 has them."""
+    found = {}
+    for layer in config.layers:
+        attention = layer.attention
+        assert attention.rope is not None
+        written = write_rope(attention.rope, attention.head_dim)
+        stretched = written["rope_scaling"] or {"rope_type": "default"}
+        found[FULL if attention.window is None else SLIDING] = {"rope_theta": written["rope_theta"]} | stretched
+    return {"rope_parameters": found, "rope_scaling": None}
+
+
+def write_decoder(config: ModelConfig, architecture: str, *, activation: str = "hidden_act") -> dict[str, Any]:
+    """The Hugging Face config of what `read_shape` and `finish` read, with rotary positions of the first layer that has
+    them."""
     attention, mlp = config.layers[0].attention, config.layers[0].mlp
+    rope = next((layer.attention.rope for layer in config.layers if layer.attention.rope is not None), None)
     return {
         "architectures": [architecture],
         "model_type": config.family,
@@ -73,42 +151,56 @@ def write_decoder(config: ModelConfig, architecture: str, *, mlp_bias: bool) -> 
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.kv_heads,
         "head_dim": attention.head_dim,
-        "hidden_act": _HF_ACTIVATIONS[mlp.activation],
+        activation: _HF_ACTIVATIONS[mlp.activation],
         "max_position_embeddings": config.context_length,
-        "rms_norm_eps": config.norm_eps,
+        "rms_norm_eps": config.norm.eps,
         "tie_word_embeddings": config.tied,
-        "attention_bias": attention.bias,
-        **({"mlp_bias": mlp.bias} if mlp_bias else {}),
         "initializer_range": config.initializer_range,
-        **write_rope(attention.rope, attention.head_dim),
+        **({} if rope is None else write_rope(rope, attention.head_dim)),
     }
 
 
+def names(
+    config: ModelConfig, sites: Mapping[str, str], ends: Mapping[str, str], layers: str
+) -> Iterator[tuple[str, str]]:
+    """(our parameter name, theirs) of every parameter whose part has a name in `sites` (of a block) or `ends`.
+
+    Args:
+        layers: what a block's number is put into.
+    """
+    there = config.shapes()
+    parts = dict(ends)
+    for i in range(len(config.layers)):
+        parts |= {f"layers.{i}.{ours}": f"{layers.format(i)}.{theirs}" for ours, theirs in sites.items()}
+    for ours, theirs in parts.items():
+        for kind in ("weight", "bias"):
+            if f"{ours}.{kind}" in there:
+                yield f"{ours}.{kind}", f"{theirs}.{kind}"
+
+
 def hf_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
-    """(our parameter name, Hugging Face key)."""
-    return _names(config, 0, "model.layers.{}")
+    """(our parameter name, Hugging Face key) as llama has them."""
+    return names(config, HF_SITES, HF_ENDS, "model.layers.{}")
 
 
 def gguf_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
     """(our parameter name, GGUF tensor name)."""
-    return _names(config, 1, "blk.{}")
+    return names(config, {ours: theirs for ours, (_, theirs) in SITES.items()}, _GGUF_ENDS, "blk.{}")
 
 
-def _names(config: ModelConfig, which: int, layers: str) -> Iterator[tuple[str, str]]:
-    for ours, theirs in (_ENDS | ({} if config.tied else _HEAD)).items():
-        yield f"{ours}.weight", f"{theirs[which]}.weight"
+def packed(config: ModelConfig, layers: str, groups: Mapping[str, Sequence[str]], **how: Any) -> Iterator[Packed]:
+    """Tensors that hold several parts of each block: their name -> our sites."""
     for i, layer in enumerate(config.layers):
-        for ours, theirs in SITES.items():
-            if ours in _QK_NORMS and not layer.attention.qk_norm:
-                continue
-            biased = {"attention.": layer.attention.bias and ours not in _QK_NORMS, "mlp.": layer.mlp.bias}
+        own = layer.shapes(config.d_model, config.norm)
+        for theirs, sites in groups.items():
             for kind in ("weight", "bias"):
-                if kind == "weight" or any(ours.startswith(part) and on for part, on in biased.items()):
-                    yield f"layers.{i}.{ours}.{kind}", f"{layers.format(i)}.{theirs[which]}.{kind}"
+                if f"{sites[0]}.{kind}" in own:
+                    ours = tuple(f"layers.{i}.{site}.{kind}" for site in sites)
+                    yield Packed(f"{layers.format(i)}.{theirs}.{kind}", ours, **how)
 
 
-def read_gguf_decoder(switches: Switches, family: str, *, qk_norm: bool) -> ModelConfig:
-    """The metadata of a GGUF file."""
+def read_gguf_decoder(switches: Switches, family: str, **attention: Any) -> ModelConfig:
+    """The metadata of a GGUF file; `attention` has switches of `AttentionConfig`."""
     d_model, heads = switches.integer("embedding_length"), switches.integer("attention.head_count")
     head_dim = switches.integer("attention.key_length", d_model // heads)
     switches.only("attention.value_length", head_dim)
@@ -123,8 +215,8 @@ def read_gguf_decoder(switches: Switches, family: str, *, qk_norm: bool) -> Mode
     switches.only("rope.dimension_count", head_dim)
     rope = RopeConfig(head_dim, theta, scaling)
     kv_heads = switches.integer("attention.head_count_kv", heads)
-    attention = AttentionConfig(heads, kv_heads, head_dim, rope, qk_norm=qk_norm)
-    layer = LayerConfig(attention, MlpConfig(switches.integer("feed_forward_length")))
+    mlp = MlpConfig(switches.integer("feed_forward_length"))
+    layer = LayerConfig(AttentionConfig(heads, kv_heads, head_dim, rope, **attention), mlp)
     return _checked(
         ModelConfig(
             family=family,
@@ -132,7 +224,7 @@ def read_gguf_decoder(switches: Switches, family: str, *, qk_norm: bool) -> Mode
             d_model=d_model,
             layers=(layer,) * switches.integer("block_count"),
             context_length=context_length,
-            norm_eps=switches.number("attention.layer_norm_rms_epsilon"),
+            norm=NormConfig(eps=switches.number("attention.layer_norm_rms_epsilon")),
             tied=switches.flag("tied", False),
         )
     )
@@ -145,7 +237,9 @@ def write_gguf_decoder(config: ModelConfig) -> Mapping[str, Any]:
         BaseModelError: GGUF has no place for a switch of this config; names it.
     """
     attention, mlp = config.layers[0].attention, config.layers[0].mlp
-    rope, scaling = attention.rope, attention.rope.scaling
+    rope = attention.rope
+    assert rope is not None
+    scaling = rope.scaling
     for what, wrong in {
         "biases": attention.bias or mlp.bias,
         f"the activation {mlp.activation}": mlp.activation != "silu",
@@ -168,7 +262,7 @@ def write_gguf_decoder(config: ModelConfig) -> Mapping[str, Any]:
         "attention.head_count_kv": attention.kv_heads,
         "attention.key_length": attention.head_dim,
         "attention.value_length": attention.head_dim,
-        "attention.layer_norm_rms_epsilon": config.norm_eps,
+        "attention.layer_norm_rms_epsilon": config.norm.eps,
         "rope.dimension_count": attention.head_dim,
         "rope.freq_base": rope.theta,
         "vocab_size": config.vocab_size,
@@ -177,10 +271,11 @@ def write_gguf_decoder(config: ModelConfig) -> Mapping[str, Any]:
 
 
 def _checked(config: ModelConfig) -> ModelConfig:
-    attention = config.layers[0].attention
-    if attention.heads % attention.kv_heads or attention.rope.dim % 2 or attention.rope.dim > attention.head_dim:
-        raise BaseModelError(
-            f"{attention.heads} attention heads of {attention.head_dim} dimensions cannot share {attention.kv_heads} "
-            f"key-value heads with {attention.rope.dim} rotary dimensions (config.json)"
-        )
+    for attention in {layer.attention for layer in config.layers}:
+        turned = attention.head_dim if attention.rope is None else attention.rope.dim
+        if attention.heads % attention.kv_heads or turned % 2 or turned > attention.head_dim:
+            raise BaseModelError(
+                f"{attention.heads} attention heads of {attention.head_dim} dimensions cannot share "
+                f"{attention.kv_heads} key-value heads with {turned} rotary dimensions (config.json)"
+            )
     return config

@@ -9,24 +9,40 @@ from __future__ import annotations
 
 from typing import Any
 
-from pando.model.config import ModelConfig
+from pando.model.config import LayerConfig, ModelConfig, NormConfig
 from pando.model.families import Family, Gguf
 from pando.model.families.decoder import (
+    finish,
     gguf_names,
     hf_names,
-    read_decoder,
     read_gguf_decoder,
+    read_shape,
     write_decoder,
     write_gguf_decoder,
 )
-from pando.model.families.reading import Switches
+from pando.model.families.reading import Switches, read_rope
 
 
 def _config(hf: dict[str, Any]) -> ModelConfig:
     switches = Switches(hf)
     switches.only("pretraining_tp", 1)
     switches.only("rope_interleaved", False)
-    return read_decoder(switches, "llama", qk_norm=False, mlp_bias=True)
+    shape = read_shape(switches)
+    rope = read_rope(switches, shape.head_dim, shape.context_length)
+    bias = switches.flag("attention_bias", False)
+    mlp = shape.mlp(bias=switches.flag("mlp_bias", False))
+    layer = LayerConfig(shape.attention(rope, bias=bias, out_bias=bias), mlp)
+    norm = NormConfig(eps=switches.number("rms_norm_eps", 1e-6))
+    tied = switches.flag("tie_word_embeddings", False)
+    return finish(switches, "llama", shape, (layer,) * shape.depth, norm, tied=tied)
+
+
+def _hf_config(config: ModelConfig) -> dict[str, Any]:
+    layer = config.layers[0]
+    return write_decoder(config, "LlamaForCausalLM") | {
+        "attention_bias": layer.attention.bias,
+        "mlp_bias": layer.mlp.bias,
+    }
 
 
 def _paired(config: ModelConfig) -> dict[str, int]:
@@ -37,8 +53,8 @@ def _paired(config: ModelConfig) -> dict[str, int]:
 FAMILY = Family(
     name="llama",
     config=_config,
-    hf_config=lambda config: write_decoder(config, "LlamaForCausalLM", mlp_bias=True),
+    hf_config=_hf_config,
     keys=hf_names,
     ignored=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
-    gguf=Gguf("llama", lambda s: read_gguf_decoder(s, "llama", qk_norm=False), write_gguf_decoder, gguf_names, _paired),
+    gguf=Gguf("llama", lambda s: read_gguf_decoder(s, "llama"), write_gguf_decoder, gguf_names, _paired),
 )

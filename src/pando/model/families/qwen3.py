@@ -1,43 +1,45 @@
 """The qwen3 family (dense Qwen3): the llama block with a norm on the queries and keys of each head.
 
-Paper: arXiv 2505.09388. Not covered: sliding windows, dropout, quantised weights.
+Paper: arXiv 2505.09388. Not covered: dropout, quantised weights.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from pando.model.config import ModelConfig
+from pando.model.config import LayerConfig, ModelConfig, NormConfig
 from pando.model.families import Family, Gguf
 from pando.model.families.decoder import (
+    finish,
     gguf_names,
     hf_names,
-    read_decoder,
     read_gguf_decoder,
+    read_shape,
     write_decoder,
     write_gguf_decoder,
 )
-from pando.model.families.reading import Switches
+from pando.model.families.qwen2 import read_upper_windows, write_upper_windows
+from pando.model.families.reading import Switches, read_rope
 
 _HEAD_DIM = 128  # what Qwen3 takes where the config does not say, whatever the width
 
 
 def _config(hf: dict[str, Any]) -> ModelConfig:
     switches = Switches({"head_dim": _HEAD_DIM} | {key: value for key, value in hf.items() if value is not None})
-    switches.only("use_sliding_window", False)
-    switches.ignore("sliding_window", "max_window_layers")  # of no account without the switch above
-    switches.each("layer_types", "full_attention")
-    return read_decoder(switches, "qwen3", qk_norm=True, mlp_bias=False)
+    shape = read_shape(switches)
+    rope = read_rope(switches, shape.head_dim, shape.context_length)
+    bias = switches.flag("attention_bias", False)
+    layers = [
+        LayerConfig(shape.attention(rope, bias=bias, out_bias=bias, qk_norm="head", window=window), shape.mlp())
+        for window in read_upper_windows(switches, shape.depth)
+    ]
+    norm = NormConfig(eps=switches.number("rms_norm_eps", 1e-6))
+    return finish(switches, "qwen3", shape, layers, norm, tied=switches.flag("tie_word_embeddings", False))
 
 
 def _hf_config(config: ModelConfig) -> dict[str, Any]:
-    layers = len(config.layers)
-    windows = {"use_sliding_window": False, "sliding_window": None, "max_window_layers": layers}
-    return (
-        write_decoder(config, "Qwen3ForCausalLM", mlp_bias=False)
-        | windows
-        | {"layer_types": ["full_attention"] * layers}
-    )
+    bias = {"attention_bias": config.layers[0].attention.bias}
+    return write_decoder(config, "Qwen3ForCausalLM") | bias | write_upper_windows(config)
 
 
 FAMILY = Family(
@@ -45,5 +47,5 @@ FAMILY = Family(
     config=_config,
     hf_config=_hf_config,
     keys=hf_names,
-    gguf=Gguf("qwen3", lambda s: read_gguf_decoder(s, "qwen3", qk_norm=True), write_gguf_decoder, gguf_names),
+    gguf=Gguf("qwen3", lambda s: read_gguf_decoder(s, "qwen3", qk_norm="head"), write_gguf_decoder, gguf_names),
 )

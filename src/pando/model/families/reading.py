@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from pando.errors import BaseModelError
@@ -29,15 +30,18 @@ class Switches:
     Args:
         values: the config.
         what: what it is, for messages ("config.json").
+        called: keys as they are asked for here -> what this family calls them.
     """
 
-    def __init__(self, values: dict[str, Any], what: str = "config.json") -> None:
-        self._values, self._what = values, what
+    def __init__(
+        self, values: dict[str, Any], what: str = "config.json", called: Mapping[str, str] | None = None
+    ) -> None:
+        self._values, self._what, self._called = values, what, called or {}
         self._read: set[str] = set()
 
     def has(self, key: str) -> bool:
         """Whether the key is there and not null."""
-        return self._values.get(key) is not None
+        return self._values.get(self._called.get(key, key)) is not None
 
     def integer(self, key: str, default: int | None = None) -> int:
         """A whole number of at least 1."""
@@ -52,6 +56,10 @@ class Switches:
         if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
             raise self.wrong(key, value, "a number above 0")
         return float(value)
+
+    def maybe(self, key: str) -> float | None:
+        """A finite number above 0, or None where there is none."""
+        return self.number(key) if self._get(key) is not None else None
 
     def flag(self, key: str, default: bool) -> bool:
         """True or false."""
@@ -71,15 +79,16 @@ class Switches:
         """Refuses any value but null and `allowed`."""
         value = self._get(key, allowed[0])
         if value not in allowed:
-            raise BaseModelError(f"{self._what}: {key} = {value!r} is not supported (only {allowed[0]!r} is)")
+            name = self._called.get(key, key)
+            raise BaseModelError(f"{self._what}: {name} = {value!r} is not supported (only {allowed[0]!r} is)")
 
-    def each(self, key: str, allowed: str) -> None:
-        """Refuses a list that holds anything but `allowed`."""
+    def each(self, key: str, *allowed: Any) -> list[Any]:
+        """A list of `allowed` values; empty where there is none."""
         value = self._get(key, [])
-        if not isinstance(value, list) or any(one != allowed for one in value):
-            raise BaseModelError(
-                f"{self._what}: {key} = {value!r} is not supported (only {allowed!r} in each place is)"
-            )
+        if not isinstance(value, list) or any(one not in allowed for one in value):
+            only = " or ".join(repr(one) for one in allowed)
+            raise BaseModelError(f"{self._what}: {key} = {value!r} is not supported (only {only} in each place is)")
+        return value
 
     def ignore(self, *keys: str) -> None:
         """Lets keys through that change nothing here."""
@@ -87,10 +96,9 @@ class Switches:
 
     def part(self, key: str) -> Switches | None:
         """The dict below a key, or None where it is missing or null."""
-        if not self.has(key):
-            self._read.add(key)
-            return None
         value = self._get(key)
+        if value is None:
+            return None
         if not isinstance(value, dict):
             raise self.wrong(key, value, "an object")
         return Switches(value, f"{self._what}: {key}")
@@ -107,22 +115,53 @@ class Switches:
     def wrong(self, key: str, value: Any, expected: str) -> BaseModelError:
         """The error for a value that cannot be."""
         found = "is missing" if value is None else f"is {value!r}"
-        return BaseModelError(f"{self._what}: {key} {found}; expected {expected}")
+        return BaseModelError(f"{self._what}: {self._called.get(key, key)} {found}; expected {expected}")
 
     def _get(self, key: str, default: Any = None) -> Any:
-        self._read.add(key)
-        value = self._values.get(key)
+        name = self._called.get(key, key)
+        self._read.add(name)
+        value = self._values.get(name)
         return default if value is None else value
 
 
-def read_rope(switches: Switches, head_dim: int, context_length: int) -> RopeConfig:
-    """Rotary settings, of transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`)."""
+def read_rope(
+    switches: Switches, head_dim: int, context_length: int, theta: float = 10_000.0, share: float = 1.0
+) -> RopeConfig:
+    """Rotary settings, of transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`).
+
+    Args:
+        theta, share: base of the frequencies and turned share of a head, where the config does not say.
+    """
     new, old = switches.part("rope_parameters"), switches.part("rope_scaling")
-    theta = switches.number("rope_theta", 10_000.0)
-    share = switches.number("partial_rotary_factor", 1.0)
+    theta = switches.number("rope_theta", theta)
+    share = switches.number("partial_rotary_factor", share)
     part = new or old
     if part is None:
         return RopeConfig(int(head_dim * share), theta)
+    return _rope(part, head_dim, context_length, theta, share)
+
+
+def read_ropes(
+    switches: Switches, head_dim: int, context_length: int, kinds: Mapping[str, tuple[str, float]]
+) -> dict[str, RopeConfig]:
+    """Rotary settings of each kind of layer, of which only "full_attention" is stretched by `rope_scaling`.
+
+    Args:
+        kinds: kind of layer -> the switch of its base in transformers 4, and what that is where nothing is said.
+    """
+    new, old = switches.part("rope_parameters"), switches.part("rope_scaling")
+    found = {}
+    for kind, (switch, usual) in kinds.items():
+        theta = switches.number(switch, usual)
+        part = new.part(kind) if new is not None else old if kind == "full_attention" else None
+        plain = RopeConfig(head_dim, theta)
+        found[kind] = plain if part is None else _rope(part, head_dim, context_length, theta, 1.0)
+    if new is not None:
+        new.close()
+    return found
+
+
+def _rope(part: Switches, head_dim: int, context_length: int, theta: float, share: float) -> RopeConfig:
     theta, share = part.number("rope_theta", theta), part.number("partial_rotary_factor", share)
     scaling = _scaling(part, context_length)
     part.close()

@@ -1,0 +1,35 @@
+"""The mistral family (Mistral, Codestral, Ministral): the llama block, in older versions with a sliding window.
+
+Paper: arXiv 2310.06825. Not covered: dropout, quantised weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pando.model.config import LayerConfig, ModelConfig, NormConfig
+from pando.model.families import Family
+from pando.model.families.decoder import finish, hf_names, read_shape, write_decoder
+from pando.model.families.reading import Switches, read_rope
+
+
+def _config(hf: dict[str, Any]) -> ModelConfig:
+    switches = Switches(hf)
+    shape = read_shape(switches)
+    rope = read_rope(switches, shape.head_dim, shape.context_length)
+    if "sliding_window" in hf:
+        window = switches.integer("sliding_window") if switches.has("sliding_window") else None
+    else:
+        window = 4096  # what transformers takes where nothing is said
+    switches.ignore("sliding_window")
+    layer = LayerConfig(shape.attention(rope, window=window), shape.mlp())
+    norm = NormConfig(eps=switches.number("rms_norm_eps", 1e-6))
+    tied = switches.flag("tie_word_embeddings", False)
+    return finish(switches, "mistral", shape, (layer,) * shape.depth, norm, tied=tied)
+
+
+def _hf_config(config: ModelConfig) -> dict[str, Any]:
+    return write_decoder(config, "MistralForCausalLM") | {"sliding_window": config.layers[0].attention.window}
+
+
+FAMILY = Family(name="mistral", config=_config, hf_config=_hf_config, keys=hf_names)

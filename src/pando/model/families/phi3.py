@@ -1,0 +1,62 @@
+"""The phi3 family (Phi-3, Phi-4): the llama block, kept with fused projections.
+
+Paper: arXiv 2404.14219. Not covered: the scaling of rotary positions "longrope" (versions with a context of 128k),
+dropout, quantised weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pando.model.config import LayerConfig, ModelConfig, NormConfig
+from pando.model.families import Family, Packed
+from pando.model.families.decoder import HF_ENDS, HF_SITES, finish, names, packed, read_shape, write_decoder
+from pando.model.families.reading import Switches, read_rope
+
+_FUSED = {
+    "self_attn.qkv_proj": ("attention.q", "attention.k", "attention.v"),
+    "mlp.gate_up_proj": ("mlp.gate", "mlp.up"),
+}
+_LAYERS = "model.layers.{}"
+_SITES = {site: name for site, name in HF_SITES.items() if all(site not in group for group in _FUSED.values())}
+
+
+def _config(hf: dict[str, Any]) -> ModelConfig:
+    switches = Switches(hf)
+    switches.ignore("resid_pdrop", "embd_pdrop", "original_max_position_embeddings")  # of training and "longrope"
+    shape = read_shape(switches)
+    rope = read_rope(switches, shape.head_dim, shape.context_length)
+    window = switches.integer("sliding_window") if switches.has("sliding_window") else None
+    switches.only("attention_bias", False)
+    layer = LayerConfig(shape.attention(rope, window=window), shape.mlp())
+    norm = NormConfig(eps=switches.number("rms_norm_eps", 1e-5))
+    tied = switches.flag("tie_word_embeddings", False)
+    return finish(switches, "phi3", shape, (layer,) * shape.depth, norm, tied=tied)
+
+
+def _hf_config(config: ModelConfig) -> dict[str, Any]:
+    stretched = {"original_max_position_embeddings": config.context_length}
+    return (
+        write_decoder(config, "Phi3ForCausalLM")
+        | stretched
+        | {
+            "sliding_window": config.layers[0].attention.window,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "pad_token_id": None,  # where nothing is said transformers takes one that a small vocabulary lacks
+        }
+    )
+
+
+def _packed(config: ModelConfig) -> Iterator[Packed]:
+    return packed(config, _LAYERS, _FUSED)
+
+
+FAMILY = Family(
+    name="phi3",
+    config=_config,
+    hf_config=_hf_config,
+    keys=lambda config: names(config, _SITES, HF_ENDS, _LAYERS),
+    packed=_packed,
+)

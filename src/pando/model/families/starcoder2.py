@@ -1,0 +1,50 @@
+"""The starcoder2 family (StarCoder2): LayerNorm, a plain feed-forward layer, biases, mostly a sliding window.
+
+Paper: arXiv 2402.19173. Not covered: dropout, quantised weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pando.model.config import LayerConfig, ModelConfig, NormConfig
+from pando.model.families import Family
+from pando.model.families.decoder import HF_ENDS, HF_SITES, finish, names, read_shape, write_decoder
+from pando.model.families.reading import Switches, read_rope
+
+_SITES = HF_SITES | {"mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}
+
+
+def _config(hf: dict[str, Any]) -> ModelConfig:
+    switches = Switches({"hidden_act": "gelu_pytorch_tanh", "num_key_value_heads": 2} | hf)
+    switches.ignore("residual_dropout", "embedding_dropout", "mlp_type")  # of training; what the family has anyway
+    switches.only("norm_type", "layer_norm")
+    shape = read_shape(switches)
+    rope = read_rope(switches, shape.head_dim, shape.context_length)
+    window = switches.integer("sliding_window") if switches.has("sliding_window") else None
+    bias = switches.flag("use_bias", True)
+    attention = shape.attention(rope, bias=bias, out_bias=bias, window=window)
+    layer = LayerConfig(attention, shape.mlp(bias=bias, gated=False))
+    norm = NormConfig("layer", switches.number("norm_epsilon", 1e-5), bias=True)
+    tied = switches.flag("tie_word_embeddings", True)
+    return finish(switches, "starcoder2", shape, (layer,) * shape.depth, norm, tied=tied)
+
+
+def _hf_config(config: ModelConfig) -> dict[str, Any]:
+    attention = config.layers[0].attention
+    written = write_decoder(config, "Starcoder2ForCausalLM")
+    written["norm_epsilon"] = written.pop("rms_norm_eps")
+    return written | {
+        "use_bias": attention.bias,
+        "sliding_window": attention.window,
+        "residual_dropout": 0.0,
+        "embedding_dropout": 0.0,
+    }
+
+
+FAMILY = Family(
+    name="starcoder2",
+    config=_config,
+    hf_config=_hf_config,
+    keys=lambda config: names(config, _SITES, HF_ENDS, "model.layers.{}"),
+)

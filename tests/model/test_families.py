@@ -1,0 +1,235 @@
+"""Every family beside transformers: logits, gradients, files both ways, the engine's cache, adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pando.engine.engine import Engine
+from pando.errors import BaseModelError
+from pando.interface import GenerateRequest, ScoreRequest
+from pando.model.base import open_base
+from pando.model.checkpoint import load_model, read_json, save_model, tensors_of
+from pando.model.context import RowContext
+from pando.model.families import _MODULES, family, read_config
+from pando.model.lora import LoraConfig, all_linear, load_peft, save_peft
+from pando.model.transformer import Transformer
+from pando.train.batch import collate_rows
+from pando.train.loss import batch_loss
+from pando.train.objectives.supervised import answered
+from pando.train.packing import Piece
+from pando.train.supervised import SupervisedExample, collate, supervised_loss
+from tests.model import tiny
+
+COMMON = {
+    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.2,
+}  # fmt: skip
+GPT2 = {
+    "vocab_size": 320, "n_embd": 64, "n_head": 4, "n_layer": 4, "n_positions": 128, "initializer_range": 0.2,
+    "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+}  # fmt: skip
+NEOX = {key: value for key, value in COMMON.items() if key != "num_key_value_heads"}
+GEMMA = COMMON | {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 8}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 500000.0}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", COMMON),
+    "mistral": ("mistral", COMMON | {"sliding_window": 8}),
+    "mistral without a window": ("mistral", COMMON | {"sliding_window": None, "head_dim": 32}),
+    "qwen2": ("qwen2", COMMON),
+    "qwen2 with windows": (
+        "qwen2",
+        COMMON | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2, "tie_word_embeddings": True},
+    ),
+    "qwen3": ("qwen3", COMMON | {"head_dim": 32}),
+    "smollm3": ("smollm3", COMMON),
+    "smollm3 with windows": ("smollm3", COMMON | {"use_sliding_window": True, "sliding_window": 8}),
+    "gemma2": ("gemma2", GEMMA | {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}),
+    "gemma2 without caps": ("gemma2", GEMMA | {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    "gemma3": ("gemma3_text", GEMMA | {"sliding_window_pattern": 2}),
+    "olmo2": ("olmo2", COMMON),
+    "olmo3": ("olmo3", COMMON | {"sliding_window": 8}),
+    "olmo3 stretched": (
+        "olmo3",
+        COMMON | {"sliding_window": 8, "rope_parameters": {"full_attention": YARN, "sliding_attention": None}},
+    ),
+    "phi3": ("phi3", COMMON | {"sliding_window": 8}),
+    "phi3 turned in part": ("phi3", COMMON | {"partial_rotary_factor": 0.5, "original_max_position_embeddings": 128}),
+    "starcoder2": ("starcoder2", COMMON | {"sliding_window": 8}),
+    "starcoder2 without biases": ("starcoder2", COMMON | {"use_bias": False}),
+    "gpt_neox": ("gpt_neox", NEOX),
+    "gpt_neox, one after the other": ("gpt_neox", NEOX | {"use_parallel_residual": False, "rotary_pct": 1.0}),
+    "gpt2": ("gpt2", GPT2),
+}
+LENGTH = 40
+
+
+def theirs(name: str) -> Any:
+    """A tiny model of transformers with random weights, norms and biases included."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kind, values = CASES[name]
+    torch.manual_seed(0)
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **special, **values)).float().eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return made
+
+
+@pytest.fixture(scope="module", params=CASES)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Transformer, Path]:
+    """The same model, transformers' and ours, and its folder."""
+    folder = tmp_path_factory.mktemp("base")
+    reference = theirs(request.param)
+    reference.save_pretrained(folder)
+    tiny.write_tokenizer(folder)
+    shape = read_config(read_json(folder / "config.json"))
+    return reference, load_model(folder, shape, "cpu", torch.float32), folder
+
+
+def tokens(rows: int = 2) -> torch.Tensor:
+    return torch.randint(3, 320, (rows, LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+def test_all_families_are_here() -> None:
+    assert {kind for kind, _ in CASES.values()} == set(_MODULES)
+
+
+def test_logits_and_gradients_are_those_of_transformers(pair: tuple[Any, Transformer, Path]) -> None:
+    reference, ours, _ = pair
+    ids = tokens()
+    reference.zero_grad()
+    expected = reference(ids).logits
+    trained = ours.requires_grad_(True)
+    found = trained.head(trained(ids, RowContext(ids)))
+    assert (found - expected).abs().max() < 1e-4
+    expected.square().mean().backward()
+    found.square().mean().backward()
+    wanted = {key: parameter.grad for key, parameter in reference.named_parameters()}
+    wanted["embed_out.weight"] = reference.get_output_embeddings().weight.grad  # a file's name for what has another
+    grads = {key: parameter.grad for key, parameter in ours.named_parameters()}
+    for part in tensors_of(family(ours.config.family), ours.config):
+        mine = part.join([grads[name] for name in part.ours])
+        scale = max(1.0, float(wanted[part.theirs].abs().max()))
+        assert (mine - wanted[part.theirs]).abs().max() < 1e-4 * scale, part.theirs
+    ours.requires_grad_(False)
+    for parameter in ours.parameters():
+        parameter.grad = None
+
+
+def test_saved_again_it_opens_in_transformers_and_here(pair: tuple[Any, Transformer, Path], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    reference, ours, _ = pair
+    save_model(ours, tmp_path, {"bos_token_id": 1, "eos_token_id": 2})
+    assert read_config(read_json(tmp_path / "config.json")) == ours.config
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ids = tokens()
+    with torch.no_grad():
+        assert (again(ids).logits - reference(ids).logits).abs().max() < 1e-5
+        own = load_model(tmp_path, ours.config, "cpu", torch.float32)
+        assert torch.equal(own.head(own(ids, RowContext(ids))), ours.head(ours(ids, RowContext(ids))))
+
+
+def test_names_and_counts_are_those_of_the_module(pair: tuple[Any, Transformer, Path]) -> None:
+    reference, ours, _ = pair
+    assert ours.config.shapes() == {name: tuple(p.shape) for name, p in ours.named_parameters()}
+    assert ours.config.parameters == sum(p.numel() for p in reference.parameters())
+    parts = list(tensors_of(family(ours.config.family), ours.config))
+    assert sorted(name for part in parts for name in part.ours) == sorted(ours.config.shapes())
+
+
+def test_engine_continues_and_scores_as_transformers(pair: tuple[Any, Transformer, Path]) -> None:
+    reference, _, folder = pair
+    base = open_base(folder)
+    engine = Engine(base, base.module(), torch.device("cpu"), "float32", 128)
+    try:
+        prompts = [tokens(1)[0, : LENGTH - 5 * i].tolist() for i in range(3)]
+        wanted = [
+            reference.generate(
+                torch.tensor([prompt]), max_new_tokens=32, do_sample=False, eos_token_id=None, pad_token_id=0
+            )[0, len(prompt) :].tolist()
+            for prompt in prompts
+        ]
+        found = engine.generate([GenerateRequest(prompt=p, max_tokens=32, ignore_eos=True) for p in prompts])
+        assert [one.tokens for one in found] == wanted
+        branches = [wanted[0][:6], [*wanted[0][:3], 5, 7], [9]]
+        (scores,) = engine.score([ScoreRequest(context=prompts[0], continuations=branches)])
+        for branch, score in zip(branches, scores.logprobs, strict=True):
+            ids = torch.tensor([prompts[0] + branch])
+            with torch.no_grad():
+                rows = reference(ids).logits.log_softmax(-1)[0, len(prompts[0]) - 1 : -1]
+            assert score == pytest.approx(float(rows.gather(1, ids[0, len(prompts[0]) :, None]).sum()), abs=1e-3)
+    finally:
+        engine.close()
+
+
+def test_losses_agree_packed_and_with_a_shared_prefix(pair: tuple[Any, Transformer, Path]) -> None:
+    """Documents of one row do not see each other, a prefix that rows share is seen by each, windows included."""
+    reference, ours, _ = pair
+    ids = tokens(3)
+    head = tuple(ids[0, :20].tolist())
+    examples = [
+        SupervisedExample(head + tuple(ids[i, 20:28].tolist()), tuple(ids[i, 28 : 36 - i].tolist())) for i in range(3)
+    ]
+    total = 0.0
+    for example in examples:
+        whole = torch.tensor([[*example.prompt, *example.answer]])
+        with torch.no_grad():
+            rows = reference(whole).logits.log_softmax(-1)[0, len(example.prompt) - 1 : -1]
+        total -= float(rows.gather(1, torch.tensor(example.answer)[:, None]).sum())
+    with torch.no_grad():
+        shared, _ = supervised_loss(ours, collate(examples))
+        pieces = [Piece(i, (i, 0), one, 0, len(one.tokens)) for i, one in enumerate(map(answered, examples))]
+        packed = batch_loss(ours, collate_rows([pieces], 128, ("supervised",), 0))
+    assert float(shared) == pytest.approx(total, rel=1e-4)
+    assert float(packed.total) == pytest.approx(total, rel=1e-4)
+
+
+def test_peft_opens_adapters(pair: tuple[Any, Transformer, Path], tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    _, ours, folder = pair
+    config = LoraConfig(3, 5, all_linear(ours))
+    generator = torch.Generator().manual_seed(3)
+    weights = {}
+    for site, projection in ours.projections().items():
+        shapes = (3, projection.in_features), (projection.out_features, 3)
+        weights[site] = tuple(torch.randn(shape, generator=generator) * 0.1 for shape in shapes)
+    save_peft(tmp_path, ours, config, weights, "tiny")
+    adapter = load_peft(tmp_path, ours, torch.device("cpu"), torch.float32)
+    changed = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), str(tmp_path)
+    ).eval()
+    ids = tokens()
+    with torch.no_grad():
+        found = ours.head(ours(ids, RowContext(ids, adapters=adapter)))
+        assert (found - changed(ids).logits).abs().max() < 1e-4
+        assert (found - ours.head(ours(ids, RowContext(ids)))).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("name", "switch", "named"),
+    [
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("gemma3", {"layer_types": ["full_attention"]}, "layer_types"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ("gpt2", {"n_embd": "wide"}, "n_embd"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention"),
+        ("olmo3", {"sliding_window": None, "layer_types": ["sliding_attention"] * 4}, "sliding_window"),
+        ("phi3", {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, "type"),
+        ("smollm3", {"no_rope_layers": [1]}, "no_rope_layers"),
+        ("starcoder2", {"norm_type": "rms_norm"}, "norm_type"),
+    ],
+)
+def test_what_is_not_covered_is_named(name: str, switch: dict[str, Any], named: str) -> None:
+    kind, values = CASES[name]
+    with pytest.raises(BaseModelError, match=named):
+        read_config({"model_type": kind} | values | switch)
