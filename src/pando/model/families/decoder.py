@@ -136,9 +136,11 @@ def write_ropes(config: ModelConfig) -> dict[str, Any]:
     return {"rope_parameters": found, "rope_scaling": None}
 
 
-def write_decoder(config: ModelConfig, architecture: str, *, activation: str = "hidden_act") -> dict[str, Any]:
+def write_decoder(
+    config: ModelConfig, architecture: str, *, activation: str = "hidden_act", **switches: Any
+) -> dict[str, Any]:
     """The Hugging Face config of what `read_shape` and `finish` read, with rotary positions of the first layer that has
-    them."""
+    them, and the family's own switches."""
     attention, mlp = config.layers[0].attention, config.layers[0].mlp
     rope = next((layer.attention.rope for layer in config.layers if layer.attention.rope is not None), None)
     return {
@@ -155,6 +157,7 @@ def write_decoder(config: ModelConfig, architecture: str, *, activation: str = "
         "max_position_embeddings": config.context_length,
         "rms_norm_eps": config.norm.eps,
         "tie_word_embeddings": config.tied,
+        **switches,
         "initializer_range": config.initializer_range,
         **({} if rope is None else write_rope(rope, attention.head_dim)),
     }

@@ -53,16 +53,13 @@ def write_gemma(config: ModelConfig, architecture: str) -> dict[str, Any]:
     """What both Gemmas write."""
     attention = config.layers[0].attention
     assert attention.scale is not None
-    return (
-        write_decoder(config, architecture, activation="hidden_activation")
-        | write_windows(config)
-        | {
-            "query_pre_attn_scalar": round(attention.scale**-2),
-            "attn_logit_softcapping": attention.softcap,
-            "final_logit_softcapping": config.softcap,
-            "attention_bias": attention.bias,
-        }
-    )
+    switches: dict[str, Any] = {
+        "query_pre_attn_scalar": round(attention.scale**-2),
+        "attn_logit_softcapping": attention.softcap,
+        "final_logit_softcapping": config.softcap,
+        "attention_bias": attention.bias,
+    }
+    return write_decoder(config, architecture, activation="hidden_activation", **switches) | write_windows(config)
 
 
 def _config(hf: dict[str, Any]) -> ModelConfig:

@@ -45,19 +45,20 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
 
 def _hf_config(config: ModelConfig) -> dict[str, Any]:
     layer = config.layers[0]
-    written = write_decoder(config, "GPTNeoXForCausalLM")
     rope = layer.attention.rope
     assert rope is not None
-    for other in ("num_key_value_heads", "head_dim", "partial_rotary_factor"):
-        written.pop(other, None)
-    written["layer_norm_eps"] = written.pop("rms_norm_eps")
-    written["rotary_emb_base"] = written.pop("rope_theta")
-    return written | {
+    switches: dict[str, Any] = {
         "rotary_pct": rope.dim / layer.attention.head_dim,
         "use_parallel_residual": layer.order == "parallel",
         "attention_bias": layer.attention.bias,
         "hidden_dropout": 0.0,
     }
+    written = write_decoder(config, "GPTNeoXForCausalLM", **switches)
+    for other in ("num_key_value_heads", "head_dim", "partial_rotary_factor"):
+        written.pop(other, None)
+    written["layer_norm_eps"] = written.pop("rms_norm_eps")
+    written["rotary_emb_base"] = written.pop("rope_theta")
+    return written
 
 
 def _packed(config: ModelConfig) -> Iterator[Packed]:

@@ -39,10 +39,8 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
 
 def _hf_config(config: ModelConfig) -> dict[str, Any]:
     layer = config.layers[0]
-    return write_decoder(config, "LlamaForCausalLM") | {
-        "attention_bias": layer.attention.bias,
-        "mlp_bias": layer.mlp.bias,
-    }
+    biases: dict[str, Any] = {"attention_bias": layer.attention.bias, "mlp_bias": layer.mlp.bias}
+    return write_decoder(config, "LlamaForCausalLM", **biases)
 
 
 def _paired(config: ModelConfig) -> dict[str, int]:

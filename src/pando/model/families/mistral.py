@@ -29,7 +29,7 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
 
 
 def _hf_config(config: ModelConfig) -> dict[str, Any]:
-    return write_decoder(config, "MistralForCausalLM") | {"sliding_window": config.layers[0].attention.window}
+    return write_decoder(config, "MistralForCausalLM", sliding_window=config.layers[0].attention.window)
 
 
 FAMILY = Family(name="mistral", config=_config, hf_config=_hf_config, keys=hf_names)

@@ -37,7 +37,7 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
 
 
 def _hf_config(config: ModelConfig) -> dict[str, Any]:
-    return write_decoder(config, "Olmo2ForCausalLM") | {"attention_bias": config.layers[0].attention.bias}
+    return write_decoder(config, "Olmo2ForCausalLM", attention_bias=config.layers[0].attention.bias)
 
 
 FAMILY = Family(name="olmo2", config=_config, hf_config=_hf_config, keys=olmo_names)

@@ -41,8 +41,8 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
 
 
 def _hf_config(config: ModelConfig) -> dict[str, Any]:
-    bias = {"attention_bias": config.layers[0].attention.bias}
-    return write_decoder(config, "Olmo3ForCausalLM") | write_windows(config) | write_ropes(config) | bias
+    written = write_decoder(config, "Olmo3ForCausalLM", attention_bias=config.layers[0].attention.bias)
+    return written | write_windows(config) | write_ropes(config)
 
 
 FAMILY = Family(name="olmo3", config=_config, hf_config=_hf_config, keys=olmo_names)

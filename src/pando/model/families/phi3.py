@@ -36,17 +36,14 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
 
 
 def _hf_config(config: ModelConfig) -> dict[str, Any]:
-    stretched = {"original_max_position_embeddings": config.context_length}
-    return (
-        write_decoder(config, "Phi3ForCausalLM")
-        | stretched
-        | {
-            "sliding_window": config.layers[0].attention.window,
-            "resid_pdrop": 0.0,
-            "embd_pdrop": 0.0,
-            "pad_token_id": None,  # where nothing is said transformers takes one that a small vocabulary lacks
-        }
-    )
+    switches: dict[str, Any] = {
+        "original_max_position_embeddings": config.context_length,
+        "sliding_window": config.layers[0].attention.window,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "pad_token_id": None,  # where nothing is said transformers takes one that a small vocabulary lacks
+    }
+    return write_decoder(config, "Phi3ForCausalLM", **switches)
 
 
 def _packed(config: ModelConfig) -> Iterator[Packed]:

@@ -38,8 +38,8 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
 
 
 def _hf_config(config: ModelConfig) -> dict[str, Any]:
-    bias = {"attention_bias": config.layers[0].attention.bias}
-    return write_decoder(config, "Qwen3ForCausalLM") | bias | write_upper_windows(config)
+    bias = config.layers[0].attention.bias
+    return write_decoder(config, "Qwen3ForCausalLM", attention_bias=bias) | write_upper_windows(config)
 
 
 FAMILY = Family(

@@ -40,17 +40,14 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
 
 def _hf_config(config: ModelConfig) -> dict[str, Any]:
     attention = [layer.attention for layer in config.layers]
-    return (
-        write_decoder(config, "SmolLM3ForCausalLM")
-        | write_windows(config)
-        | {
-            "no_rope_layers": [int(one.rope is not None) for one in attention],
-            "use_sliding_window": any(one.window is not None for one in attention),
-            "attention_bias": attention[0].bias,
-            "mlp_bias": config.layers[0].mlp.bias,
-            "pad_token_id": None,  # where nothing is said transformers takes one that a small vocabulary lacks
-        }
-    )
+    switches: dict[str, Any] = {
+        "attention_bias": attention[0].bias,
+        "mlp_bias": config.layers[0].mlp.bias,
+        "no_rope_layers": [int(one.rope is not None) for one in attention],
+        "use_sliding_window": any(one.window is not None for one in attention),
+        "pad_token_id": None,  # where nothing is said transformers takes one that a small vocabulary lacks
+    }
+    return write_decoder(config, "SmolLM3ForCausalLM", **switches) | write_windows(config)
 
 
 FAMILY = Family(name="smollm3", config=_config, hf_config=_hf_config, keys=hf_names)

@@ -32,14 +32,11 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
 
 def _hf_config(config: ModelConfig) -> dict[str, Any]:
     attention = config.layers[0].attention
-    written = write_decoder(config, "Starcoder2ForCausalLM")
+    switches: dict[str, Any] = {"use_bias": attention.bias, "sliding_window": attention.window}
+    switches |= {"residual_dropout": 0.0, "embedding_dropout": 0.0}
+    written = write_decoder(config, "Starcoder2ForCausalLM", **switches)
     written["norm_epsilon"] = written.pop("rms_norm_eps")
-    return written | {
-        "use_bias": attention.bias,
-        "sliding_window": attention.window,
-        "residual_dropout": 0.0,
-        "embedding_dropout": 0.0,
-    }
+    return written
 
 
 FAMILY = Family(
