@@ -12,7 +12,7 @@ from pando.engine.engine import Engine
 from pando.errors import BaseModelError
 from pando.interface import GenerateRequest, ScoreRequest
 from pando.model.base import open_base
-from pando.model.checkpoint import load_model, read_json, save_model, tensors_of
+from pando.model.checkpoint import load_model, packed, read_json, save_model, tensors_of
 from pando.model.context import RowContext
 from pando.model.families import _MODULES, family, read_config
 from pando.model.lora import LoraConfig, all_linear, load_peft, save_peft
@@ -64,6 +64,26 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox, one after the other": ("gpt_neox", NEOX | {"use_parallel_residual": False, "rotary_pct": 1.0}),
     "gpt2": ("gpt2", GPT2),
 }
+MOE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+DEEPSEEK = COMMON | {
+    "num_key_value_heads": 4, "kv_lora_rank": 24, "q_lora_rank": 20, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16,
+    "v_head_dim": 12, "n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32, "first_k_dense_replace": 1, "n_group": 4, "topk_group": 2,
+}  # fmt: skip
+DEEP_YARN = {
+    "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32, "mscale": 1.0, "mscale_all_dim": 0.707,
+    "rope_theta": 10000.0,
+}  # fmt: skip
+CASES |= {
+    "mixtral": ("mixtral", COMMON | {"num_local_experts": 4}),
+    "olmoe": ("olmoe", COMMON | {"num_experts": 8, "num_experts_per_tok": 3}),
+    "qwen2_moe": ("qwen2_moe", COMMON | MOE | {"shared_expert_intermediate_size": 40, "norm_topk_prob": True}),
+    "qwen3_moe": ("qwen3_moe", COMMON | MOE | {"mlp_only_layers": [1], "norm_topk_prob": True}),
+    "deepseek_v2": ("deepseek_v2", DEEPSEEK | {"topk_method": "group_limited_greedy", "routed_scaling_factor": 1.5}),
+    "deepseek_v2 lite": ("deepseek_v2", DEEPSEEK | {"q_lora_rank": None, "rope_parameters": DEEP_YARN}),
+    "deepseek_v3": ("deepseek_v3", DEEPSEEK | {"routed_scaling_factor": 2.0}),
+    "deepseek_v3 stretched": ("deepseek_v3", DEEPSEEK | {"rope_parameters": DEEP_YARN, "rope_interleave": False}),
+}
 LENGTH = 40
 
 
@@ -113,9 +133,20 @@ def test_logits_and_gradients_are_those_of_transformers(pair: tuple[Any, Transfo
     found.square().mean().backward()
     wanted = {key: parameter.grad for key, parameter in reference.named_parameters()}
     wanted["embed_out.weight"] = reference.get_output_embeddings().weight.grad  # a file's name for what has another
+    for key, gradient in list(wanted.items()):  # files have experts one by one
+        if key.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            matrices = {"gate_proj w1": 0, "up_proj w3": 1} if "gate_up" in key else {"down_proj w2": 0}
+            for called, half in matrices.items():
+                size = gradient.shape[1] // len(matrices)
+                for e, one in enumerate(gradient):
+                    for name in called.split():
+                        wanted[f"{key.rpartition('.')[0]}.{e}.{name}.weight"] = one[half * size :][:size]
+    wanted |= {key.replace(".mlp.", ".block_sparse_moe."): one for key, one in wanted.items()}
     grads = {key: parameter.grad for key, parameter in ours.named_parameters()}
     for part in tensors_of(family(ours.config.family), ours.config):
-        mine = part.join([grads[name] for name in part.ours])
+        if part.theirs.endswith("e_score_correction_bias"):
+            continue  # counts for the choice alone
+        mine = packed(part, [grads[name] for name in part.ours])
         scale = max(1.0, float(wanted[part.theirs].abs().max()))
         assert (mine - wanted[part.theirs]).abs().max() < 1e-4 * scale, part.theirs
     ours.requires_grad_(False)
@@ -140,9 +171,10 @@ def test_saved_again_it_opens_in_transformers_and_here(pair: tuple[Any, Transfor
 def test_names_and_counts_are_those_of_the_module(pair: tuple[Any, Transformer, Path]) -> None:
     reference, ours, _ = pair
     assert ours.config.shapes() == {name: tuple(p.shape) for name, p in ours.named_parameters()}
-    assert ours.config.parameters == sum(p.numel() for p in reference.parameters())
+    choices = sum(b.numel() for name, b in reference.named_buffers() if name.endswith("e_score_correction_bias"))
+    assert ours.config.parameters == sum(p.numel() for p in reference.parameters()) + choices
     parts = list(tensors_of(family(ours.config.family), ours.config))
-    assert sorted(name for part in parts for name in part.ours) == sorted(ours.config.shapes())
+    assert sorted({name for part in parts for name in part.ours}) == sorted(ours.config.shapes())
 
 
 def test_engine_continues_and_scores_as_transformers(pair: tuple[Any, Transformer, Path]) -> None:

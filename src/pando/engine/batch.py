@@ -115,6 +115,8 @@ class _Group:
 class StepContext(Context):
     """The context of one engine step; tokens are packed flat [N]."""
 
+    absorbs = True
+
     def __init__(
         self,
         rows: Sequence[Row],
@@ -134,11 +136,11 @@ class StepContext(Context):
         ]
 
     def attend(self, layer: int, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [N, heads, head_dim] over each row's cached past and its own visible new tokens."""
+        """q [N, heads, d] over each row's cached past and its own visible new tokens: [N, heads, width of v]."""
         self._cache.write(layer, self._slots, k, v)
-        out = torch.empty_like(q)
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
         for group in self._groups:
-            keys, values = self._cache.read(layer, group.table)
+            keys, values = self._cache.read(layer, group.table, v.shape[-1])
             queries, keys, values = (x.transpose(1, 2) for x in (q[group.gather], keys, values))
             answer = attention(config, queries, keys, values, group.masks[config.window])
             out[group.flat] = answer.transpose(1, 2)[group.valid]

@@ -94,7 +94,7 @@ class BlockPool:
 
 
 class KVCache:
-    """Per layer, keys and values [blocks, BLOCK, kv_heads, head_dim].
+    """Per layer, keys and values [blocks, BLOCK, kv_heads, width], as `AttentionConfig.cached` says.
 
     Attributes:
         windows: how far back layers look; None: all the way.
@@ -103,22 +103,29 @@ class KVCache:
     def __init__(self, config: ModelConfig, blocks: int, device: torch.device, dtype: torch.dtype) -> None:
         self.pool = BlockPool(blocks)
         self.windows = frozenset(layer.attention.window for layer in config.layers)
-        shapes = [(blocks, BLOCK, s.attention.kv_heads, s.attention.head_dim) for s in config.layers]
-        self._keys = [_zeros(shape, device, dtype) for shape in shapes]
-        self._values = [_zeros(shape, device, dtype) for shape in shapes]
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor | None] = []  # None: values are the beginnings of the keys
+        for layer in config.layers:
+            heads, key, value = layer.attention.cached
+            self._keys.append(_zeros((blocks, BLOCK, heads, key), device, dtype))
+            self._values.append(_zeros((blocks, BLOCK, heads, value), device, dtype) if value else None)
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        """Stores k, v [N, kv_heads, head_dim] at token `slots` [N] (block * BLOCK + offset)."""
+        """Stores k, v [N, kv_heads, width] at token `slots` [N] (block * BLOCK + offset)."""
         self._keys[layer].flatten(0, 1).index_copy_(0, slots, k)
-        self._values[layer].flatten(0, 1).index_copy_(0, slots, v)
+        values = self._values[layer]
+        if values is not None:
+            values.flatten(0, 1).index_copy_(0, slots, v)
 
-    def read(self, layer: int, table: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [R, blocks * BLOCK, kv_heads, head_dim] of the block `table` [R, blocks]."""
-        flat = table.flatten()
-        rows = table.shape[0]
-        keys = self._keys[layer].index_select(0, flat).unflatten(0, (rows, -1)).flatten(1, 2)
-        values = self._values[layer].index_select(0, flat).unflatten(0, (rows, -1)).flatten(1, 2)
-        return keys, values
+    def read(self, layer: int, table: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (of `width`) [R, blocks * BLOCK, kv_heads, ...] of the block `table` [R, blocks]."""
+        keys, values = _gathered(self._keys[layer], table), self._values[layer]
+        return keys, keys[..., :width] if values is None else _gathered(values, table)
+
+
+def _gathered(kept: Tensor, table: Tensor) -> Tensor:
+    found: Tensor = kept.index_select(0, table.flatten()).unflatten(0, (table.shape[0], -1))
+    return found.flatten(1, 2)
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:

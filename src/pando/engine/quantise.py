@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pando.model.transformer import Projection, Transformer
+from pando.model.layers import Projection
+from pando.model.transformer import Transformer
 
 # Above this many rows, unpacking the weights once and multiplying in bfloat16 is faster (measured on AVX512-BF16).
 _GEMM_ROWS = 32

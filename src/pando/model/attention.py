@@ -15,12 +15,12 @@ def attention(
     """Scaled dot products, softmax, weighted sum.
 
     Args:
-        q: [B, heads, T, d]. k, v: [B, kv_heads, L, d]; each is shared by heads / kv_heads queries.
+        q: [B, heads, T, d]. k: [B, kv_heads, L, d]. v: [B, kv_heads, L, e]. Each is shared by heads / kv_heads queries.
         mask: broadcast to [B, heads, T, L]: bool, which keys a query sees, or added to the scores. None: all.
         causal: each query sees the keys up to its own (T = L); there is no mask then.
 
     Returns:
-        [B, heads, T, d].
+        [B, heads, T, e].
     """
     if config.softcap is None:
         found: Tensor = F.scaled_dot_product_attention(

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,18 +72,26 @@ def tensors_of(found: Family, config: ModelConfig) -> Iterator[Packed]:
     yield from found.packed(config)
 
 
+def packed(part: Packed, ours: Sequence[Tensor]) -> Tensor:
+    """The tensor as their files have it."""
+    return (ours[0][part.index] if part.index is not None else part.join(ours)).contiguous()
+
+
 def load_model(folder: Path, config: ModelConfig, device: str, dtype: torch.dtype) -> Transformer:
     """Builds the model and fills it from the folder's safetensors.
 
     Raises:
         BaseModelError: a file is damaged, or a key is missing, unexpected or of the wrong shape; names it.
     """
+    import torch
+
     model = _skeleton(config)
     found = family(config.family)
     parts = {one.theirs: one for one in tensors_of(found, config)}
     shapes = config.shapes()
     state: dict[str, Tensor] = {}
     spare: dict[str, Tensor] = {}
+    missing = dict.fromkeys(parts)
     for file in weight_files(folder):
         for key, tensor in _read(folder / file):
             part = parts.get(key) or parts.get(found.prefix + key)
@@ -96,13 +104,20 @@ def load_model(folder: Path, config: ModelConfig, device: str, dtype: torch.dtyp
                 raise BaseModelError(
                     f"{folder / file}: {key} has shape {list(tensor.shape)}; config.json asks for {list(wanted)}"
                 )
+            missing.pop(part.theirs, None)
+            if part.index is not None:
+                (ours,) = part.ours
+                if ours not in state:
+                    state[ours] = torch.empty(shapes[ours], device=device, dtype=dtype)
+                state[ours][part.index].copy_(tensor)
+                continue
             pieces = part.split(tensor, [shapes[ours][0] for ours in part.ours])
             for ours, piece in zip(part.ours, pieces, strict=True):
                 state[ours] = piece.to(device=device, dtype=dtype, copy=len(pieces) > 1).contiguous()
     _drop_tied_head(config, spare, state)
     for key in sorted(spare):
         raise BaseModelError(f"{folder}: unexpected key {key} in the weights; config.json describes no such part")
-    for key in (theirs for theirs, part in parts.items() if part.ours[0] not in state):
+    for key in missing:
         raise BaseModelError(f"{folder}: the key {key} is missing in the weights")
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval()
@@ -120,7 +135,7 @@ def save_model(model: Transformer, folder: Path, token_ids: dict[str, Any], max_
     found = family(model.config.family)
     parameters = dict(model.named_parameters())
     tensors = {
-        part.theirs: part.join([parameters[ours].detach().cpu() for ours in part.ours]).contiguous()
+        part.theirs: packed(part, [parameters[ours].detach().cpu() for ours in part.ours])
         for part in tensors_of(found, model.config)
     }
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")

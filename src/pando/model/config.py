@@ -39,11 +39,16 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary positions (arXiv 2104.09864) over the first `dim` dimensions of each head."""
+    """Rotary positions (arXiv 2104.09864) over the first `dim` dimensions of each head.
+
+    Attributes:
+        interleaved: what is turned together lies at (2i, 2i + 1) and not at (i, i + dim/2).
+    """
 
     dim: int
     theta: float = 10_000.0
     scaling: RopeScaling | None = None
+    interleaved: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,24 @@ class NormConfig:
 
 
 @dataclass(frozen=True)
+class LatentConfig:
+    """Keys and values as projections of one short vector a token, which is all that a cache keeps (multi-head latent
+    attention, DeepSeek-V2, arXiv 2405.04434).
+
+    Attributes:
+        rank: numbers of the latent vector.
+        rope_dim: numbers of the one key a token that has positions; all heads share it.
+        value_dim: of each head.
+        q_rank: queries are projected from a vector of so many numbers; None: from the token itself.
+    """
+
+    rank: int
+    rope_dim: int
+    value_dim: int
+    q_rank: int | None = None
+
+
+@dataclass(frozen=True)
 class AttentionConfig:
     """Grouped-query attention (arXiv 2305.13245): `heads` queries share `kv_heads` keys and values.
 
@@ -75,6 +98,7 @@ class AttentionConfig:
         window: a token sees so many, itself and those just before it (arXiv 2004.05150); None: all before it.
         softcap: scores s become c tanh(s / c) (Gemma 2, arXiv 2408.00118).
         scale: of the scores; None is 1 / sqrt(head_dim).
+        latent: how keys and values are compressed; `head_dim` is then the width of a whole key.
     """
 
     heads: int
@@ -87,6 +111,14 @@ class AttentionConfig:
     window: int | None = None
     softcap: float | None = None
     scale: float | None = None
+    latent: LatentConfig | None = None
+
+    @property
+    def cached(self) -> tuple[int, int, int]:
+        """Key heads, width of a key, and of a value (0: it is the beginning of the key), as a cache keeps them."""
+        if self.latent is None:
+            return self.kv_heads, self.head_dim, self.head_dim
+        return 1, self.latent.rank + self.latent.rope_dim, 0
 
     @property
     def inner(self) -> int:
@@ -110,6 +142,52 @@ class MlpConfig:
 
 
 @dataclass(frozen=True)
+class RouterConfig:
+    """Which experts a token goes to, and how much each counts (arXiv 2401.04088, 2405.04434, 2412.19437).
+
+    Attributes:
+        top_k: experts of a token.
+        scores: "softmax" over all experts, or each expert's own "sigmoid".
+        normalise: the chosen scores are divided by their sum.
+        scale: factor on them.
+        bias: whether each expert has a bias that counts for the choice alone; balancing moves it (arXiv 2408.15664).
+        groups, top_groups: experts stand in `groups`, of which a token's may come from so many.
+        best: how many of a group's scores add up to its own.
+    """
+
+    top_k: int
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    normalise: bool = True
+    scale: float = 1.0
+    bias: bool = False
+    groups: int = 1
+    top_groups: int = 1
+    best: int = 1
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """A mixture of experts in place of the feed-forward layer (arXiv 2101.03961): `count` gated ones of `hidden`.
+
+    Attributes:
+        shared: width of a further one that every token goes through; 0: there is none.
+        shared_gate: what that one says is multiplied by a sigmoid of the token.
+    """
+
+    count: int
+    hidden: int
+    router: RouterConfig
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
+    shared: int = 0
+    shared_gate: bool = False
+
+    @property
+    def shared_mlp(self) -> MlpConfig:
+        """The shared expert as a feed-forward layer."""
+        return MlpConfig(self.shared, self.activation)
+
+
+@dataclass(frozen=True)
 class LayerConfig:
     """One block: attention and feed-forward layer, each around a residual.
 
@@ -119,40 +197,79 @@ class LayerConfig:
     """
 
     attention: AttentionConfig
-    mlp: MlpConfig
+    mlp: MlpConfig | ExpertsConfig
     order: Literal["pre", "post", "sandwich", "parallel"] = "pre"
 
     def shapes(self, d_model: int, norm: NormConfig) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the block's parameters."""
-        attention, mlp = self.attention, self.mlp
         found: dict[str, tuple[int, ...]] = {}
-
-        def normed(name: str, size: int) -> None:
-            found[f"{name}.weight"] = (size,)
-            if norm.bias:
-                found[f"{name}.bias"] = (size,)
-
-        def linear(name: str, size: int, inputs: int, bias: bool) -> None:
-            found[f"{name}.weight"] = (size, inputs)
-            if bias:
-                found[f"{name}.bias"] = (size,)
-
         for part in ("attention", "mlp"):
             if self.order != "post":
-                normed(f"{part}_norm", d_model)
+                found |= _norm(f"{part}_norm", d_model, norm)
             if self.order in ("post", "sandwich"):
-                normed(f"{part}_post_norm", d_model)
-        for name, size in (("q", attention.inner), ("k", attention.inner_kv), ("v", attention.inner_kv)):
-            linear(f"attention.{name}", size, d_model, attention.bias)
-        linear("attention.o", d_model, attention.inner, attention.out_bias)
-        if attention.qk_norm is not None:
-            whole = attention.qk_norm == "whole"
-            normed("attention.q_norm", attention.inner if whole else attention.head_dim)
-            normed("attention.k_norm", attention.inner_kv if whole else attention.head_dim)
-        for name in ("gate", "up") if mlp.gated else ("up",):
-            linear(f"mlp.{name}", mlp.hidden, d_model, mlp.bias)
-        linear("mlp.down", d_model, mlp.hidden, mlp.bias)
-        return found
+                found |= _norm(f"{part}_post_norm", d_model, norm)
+        inner = _latent_shapes if self.attention.latent is not None else _attention_shapes
+        found |= {f"attention.{name}": shape for name, shape in inner(d_model, self.attention, norm).items()}
+        mlp = self.mlp
+        outer = _expert_shapes(d_model, mlp) if isinstance(mlp, ExpertsConfig) else _mlp_shapes(d_model, mlp)
+        return found | {f"mlp.{name}": shape for name, shape in outer.items()}
+
+
+def _norm(name: str, size: int, norm: NormConfig) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {f"{name}.weight": (size,)}
+    return found | {f"{name}.bias": (size,)} if norm.bias else found
+
+
+def _linear(name: str, outputs: int, inputs: int, bias: bool = False) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {f"{name}.weight": (outputs, inputs)}
+    return found | {f"{name}.bias": (outputs,)} if bias else found
+
+
+def _attention_shapes(d_model: int, config: AttentionConfig, norm: NormConfig) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for name, size in (("q", config.inner), ("k", config.inner_kv), ("v", config.inner_kv)):
+        found |= _linear(name, size, d_model, config.bias)
+    found |= _linear("o", d_model, config.inner, config.out_bias)
+    if config.qk_norm is not None:
+        whole = config.qk_norm == "whole"
+        found |= _norm("q_norm", config.inner if whole else config.head_dim, norm)
+        found |= _norm("k_norm", config.inner_kv if whole else config.head_dim, norm)
+    return found
+
+
+def _latent_shapes(d_model: int, config: AttentionConfig, norm: NormConfig) -> dict[str, tuple[int, ...]]:
+    latent = config.latent
+    assert latent is not None
+    if latent.q_rank is None:
+        found = _linear("q", config.inner, d_model)
+    else:
+        found = _linear("q_a", latent.q_rank, d_model, config.bias) | _norm("q_norm", latent.q_rank, norm)
+        found |= _linear("q", config.inner, latent.q_rank)
+    found |= _linear("kv_a", latent.rank + latent.rope_dim, d_model, config.bias) | _norm("kv_norm", latent.rank, norm)
+    each = config.head_dim - latent.rope_dim + latent.value_dim
+    found["kv_b.weight"] = (config.heads * each, latent.rank)
+    return found | _linear("o", d_model, config.heads * latent.value_dim, config.out_bias)
+
+
+def _mlp_shapes(d_model: int, config: MlpConfig) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for name in ("gate", "up") if config.gated else ("up",):
+        found |= _linear(name, config.hidden, d_model, config.bias)
+    return found | _linear("down", d_model, config.hidden, config.bias)
+
+
+def _expert_shapes(d_model: int, config: ExpertsConfig) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {"router.weight": (config.count, d_model)}
+    if config.router.bias:
+        found["router.bias"] = (config.count,)
+    for name in ("gate", "up"):
+        found[f"experts.{name}"] = (config.count, config.hidden, d_model)
+    found["experts.down"] = (config.count, d_model, config.hidden)
+    if config.shared:
+        found |= {f"shared.{name}": shape for name, shape in _mlp_shapes(d_model, config.shared_mlp).items()}
+    if config.shared_gate:
+        found["shared_gate.weight"] = (1, d_model)
+    return found
 
 
 @dataclass(frozen=True)
@@ -225,6 +342,12 @@ class ModelConfig:
         return sum(map(math.prod, self.shapes().values()))
 
     @property
+    def active_parameters(self) -> int:
+        """Weights that one token is computed with: all but those of the experts that it does not go to."""
+        idle = sum(self._idle_weights(layer) for layer in self.layers)
+        return self.parameters - idle
+
+    @property
     def head_flops(self) -> int:
         """Forward FLOPs of the output head, a token."""
         return 2 * self.vocab_size * self.d_model
@@ -235,16 +358,29 @@ class ModelConfig:
         for layer in self.layers:
             attention = layer.attention
             total += 2 * tokens * self._matrix_weights(layer)
-            total += 4 * _pairs(tokens, context, attention.window) * attention.inner
+            width = attention.inner  # of the scores, and then of what is summed up
+            if attention.latent is not None:
+                width = attention.heads * (attention.head_dim + attention.latent.value_dim) // 2
+            total += 4 * _pairs(tokens, context, attention.window) * width
         return total
 
     def cache_bytes(self, bytes_per_number: int) -> int:
         """Bytes of keys and values kept for one token."""
-        return sum(2 * layer.attention.inner_kv for layer in self.layers) * bytes_per_number
+        numbers = 0
+        for layer in self.layers:
+            heads, key, value = layer.attention.cached
+            numbers += heads * (key + value)
+        return numbers * bytes_per_number
 
     def _matrix_weights(self, layer: LayerConfig) -> int:
+        """Of the matrices that one token is multiplied with."""
         shapes = layer.shapes(self.d_model, self.norm).values()
-        return sum(math.prod(shape) for shape in shapes if len(shape) == 2)
+        return sum(math.prod(shape) for shape in shapes if len(shape) > 1) - self._idle_weights(layer)
+
+    def _idle_weights(self, layer: LayerConfig) -> int:
+        if not isinstance(layer.mlp, ExpertsConfig):
+            return 0
+        return (layer.mlp.count - layer.mlp.router.top_k) * 3 * layer.mlp.hidden * self.d_model
 
 
 def _pairs(tokens: int, context: int, window: int | None) -> int:

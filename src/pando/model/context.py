@@ -30,7 +30,12 @@ class Context:
         positions: integers, shaped like the token ids.
         adapters: low-rank changes of this pass, or None.
         observe: called with (layer, hidden states) after the embedding (layer 0) and each block, or None.
+        routed: called with (layer, scores [N, experts], experts of each token [N, k]) where tokens went, or None.
+        absorbs: whether latent vectors are its keys and values (pando.model.layers.LatentAttention).
     """
+
+    absorbs = False
+    routed: Callable[[int, Tensor, Tensor], None] | None = None
 
     def __init__(
         self,
@@ -48,10 +53,14 @@ class Context:
         if config not in self._tables:
             self._tables[config] = rope.tables(config, self.positions, q.dtype)
         cos, sin = self._tables[config]
-        return rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
+        return rope.rotate(q, cos, sin, config.interleaved), rope.rotate(k, cos, sin, config.interleaved)
 
     def attend(self, layer: int, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of q [..., heads, head_dim] over what this context lets each token see; shaped like q."""
+        """Attention of q [..., heads, d] over k [..., kv_heads, d] and v [..., kv_heads, e] of what each token sees.
+
+        Returns:
+            [..., heads, e].
+        """
         raise NotImplementedError
 
 
@@ -162,7 +171,7 @@ class _Parts:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def attend(self, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [B, T, heads, d] over k, v [B, T, kv_heads, d]; shaped like q."""
+        """q [B, T, heads, d] over k [B, T, kv_heads, d], v [B, T, kv_heads, e]: [B, T, heads, e]."""
         parts = []
         flat = (x.flatten(0, 1).split(self._lengths) for x in (q, k, v))
         for length, prefix, *each in zip(self._lengths, self._prefixes, *flat, strict=True):
@@ -170,7 +179,7 @@ class _Parts:
             q_, k_, v_ = (x.transpose(0, 1)[None] for x in each)
             out = attention(config, q_, k_, v_, mask, causal=causal)
             parts.append(out[0].transpose(0, 1))
-        return torch.cat(parts).view(q.shape)
+        return torch.cat(parts).view(*q.shape[:-1], v.shape[-1])
 
     def _view(self, length: int, prefix: int, window: int | None) -> tuple[Tensor | None, bool]:
         """Which keys a document's queries see, as `attention` takes it: a mask, and whether it is plainly causal."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pando.errors import SkinError
 from pando.model.checkpoint import tensors_of
+from pando.model.config import ExpertsConfig
 from pando.model.families import Packed, family
 from pando.model.transformer import Transformer
 
@@ -30,7 +31,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 # Switches of PEFT's LoraConfig that change what the adapter computes and that are not covered here.
 _UNSUPPORTED = (
     "use_dora", "alora_invocation_tokens", "modules_to_save", "layer_replication", "megatron_config",
-    "trainable_token_indices", "target_parameters", "use_bdlora", "arrow_config", "lora_bias",
+    "trainable_token_indices", "use_bdlora", "arrow_config", "lora_bias",
     "velora_config", "monteclora_config",
 )  # fmt: skip
 
@@ -123,7 +124,9 @@ def save_peft(
     from safetensors.torch import save_file
 
     sizes = {site: projection.out_features for site, projection in model.projections().items()}
-    state, widened, adapted = {}, {}, set()
+    state, widened, adapted, parameters = {}, {}, set(), []
+    # where there are experts, PEFT would take a module's name in a feed-forward layer for the experts' own matrices
+    mixture = any(isinstance(layer.mlp, ExpertsConfig) for layer in model.config.layers)
     for module, part in _modules(model).items():
         sites = [site for site in part.ours if site in tensors]
         if not sites:
@@ -140,7 +143,10 @@ def save_peft(
             blocks.append(block)
         state[f"base_model.model.{module}.lora_A.weight"] = a.contiguous()
         state[f"base_model.model.{module}.lora_B.weight"] = part.join(blocks).contiguous()
-        adapted.add(module.rsplit(".", 1)[-1])
+        if mixture and ".mlp." in sites[0]:
+            parameters.append(f"{module}.weight")
+        else:
+            adapted.add(module.rsplit(".", 1)[-1])
         if len(sites) > 1:
             widened[module] = len(sites)
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -153,6 +159,7 @@ def save_peft(
         "lora_alpha": config.alpha,
         "lora_dropout": 0.0,
         "target_modules": sorted(adapted),
+        "target_parameters": parameters or None,
         "rank_pattern": {module: n * config.rank for module, n in widened.items()},
         "alpha_pattern": {module: n * config.alpha for module, n in grown.items()},
         "bias": "none",

@@ -66,10 +66,17 @@ def tables(config: RopeConfig, positions: Tensor, dtype: torch.dtype) -> tuple[T
     return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the first `dim` dimensions of x [..., heads, head_dim]."""
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
+    """Rotates the first `dim` dimensions of x [..., heads, head_dim].
+
+    Args:
+        interleaved: pairs lie at (2i, 2i + 1) in x, and at (i, i + dim/2) in what is returned, which is of no account
+            to products of queries with keys.
+    """
     dim = cos.shape[-1]
     turned, kept = x[..., :dim], x[..., dim:]
+    if interleaved:
+        turned = turned.unflatten(-1, (-1, 2)).mT.flatten(-2)
     first, second = turned.chunk(2, dim=-1)
     turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
     return turned if kept.shape[-1] == 0 else torch.cat((turned, kept), dim=-1)

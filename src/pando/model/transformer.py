@@ -6,126 +6,14 @@ Shapes: `...` is any arrangement of tokens ([N] packed or [B, T] rows), D = d_mo
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pando.model.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig, NormConfig
+from pando.model.config import ExpertsConfig, LayerConfig, ModelConfig
 from pando.model.context import Context
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-}
-
-
-class Norm(nn.Module):
-    """RMSNorm or LayerNorm over the last dimension of [..., size]."""
-
-    def __init__(self, size: int, config: NormConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.weight = nn.Parameter(torch.ones(size))
-        self.bias = nn.Parameter(torch.zeros(size)) if config.bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        config = self.config
-        weight = self.weight + config.offset if config.offset else self.weight
-        if config.kind == "layer":
-            return F.layer_norm(x, weight.shape, weight, self.bias, config.eps)
-        return F.rms_norm(x, weight.shape, weight, config.eps)
-
-
-class Projection(nn.Linear):
-    """A linear layer that adapters can address by its path in the model (`site`).
-
-    It computes in the dtype of its own weights, whatever comes in. Mixed precision is nothing more than projections
-    in bfloat16 between a float32 embedding and float32 norms: the residual stream then stays float32.
-    """
-
-    def __init__(self, site: str, d_in: int, d_out: int, bias: bool = False) -> None:
-        super().__init__(d_in, d_out, bias=bias)
-        self.site = site
-
-    @property
-    def number(self) -> torch.dtype:
-        """The dtype it computes in."""
-        return self.weight.dtype
-
-    def forward(self, x: Tensor, ctx: Context) -> Tensor:  # type: ignore[override]
-        x = x.to(self.number)
-        y = self.project(x)
-        if ctx.adapters is not None:
-            delta = ctx.adapters.delta(self.site, x)
-            if delta is not None:
-                y = y + delta
-        return y
-
-    def project(self, x: Tensor) -> Tensor:
-        """x [..., in] -> [..., out] by the base's own weights; x has this projection's dtype."""
-        return F.linear(x, self.weight, self.bias)
-
-
-class Attention(nn.Module):
-    """Grouped-query attention; positions and who sees whom are the context's business."""
-
-    def __init__(self, layer: int, d_model: int, config: AttentionConfig, norm: NormConfig) -> None:
-        super().__init__()
-        site = f"layers.{layer}.attention"
-        self.layer, self.config = layer, config
-        self.q = Projection(f"{site}.q", d_model, config.inner, config.bias)
-        self.k = Projection(f"{site}.k", d_model, config.inner_kv, config.bias)
-        self.v = Projection(f"{site}.v", d_model, config.inner_kv, config.bias)
-        self.o = Projection(f"{site}.o", config.inner, d_model, config.out_bias)
-        self.q_norm = self.k_norm = None
-        if config.qk_norm is not None:
-            whole = config.qk_norm == "whole"
-            self.q_norm = Norm(config.inner if whole else config.head_dim, norm)
-            self.k_norm = Norm(config.inner_kv if whole else config.head_dim, norm)
-
-    def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        heads = (-1, self.config.head_dim)
-        q, k = self.q(x, ctx), self.k(x, ctx)
-        v = self.v(x, ctx).unflatten(-1, heads)
-        if self.config.qk_norm == "whole":
-            q, k = self._normed(q, k)
-        q, k = q.unflatten(-1, heads), k.unflatten(-1, heads)
-        if self.config.qk_norm == "head":
-            q, k = self._normed(q, k)
-        if self.config.rope is not None:
-            q, k = ctx.rotate(self.config.rope, q, k)
-        mixed = ctx.attend(self.layer, self.config, q, k, v).flatten(-2)
-        out: Tensor = self.o(mixed, ctx)
-        return out
-
-    def _normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """In the dtype of what comes in; a norm of another dtype computes in its own."""
-        assert self.q_norm is not None and self.k_norm is not None
-        number = self.q_norm.weight.dtype
-        return self.q_norm(q.to(number)).to(q.dtype), self.k_norm(k.to(number)).to(k.dtype)
-
-
-class Mlp(nn.Module):
-    """Feed-forward layer, gated or not."""
-
-    def __init__(self, layer: int, d_model: int, config: MlpConfig) -> None:
-        super().__init__()
-        self.config = config
-        site = f"layers.{layer}.mlp"
-        self.gate = Projection(f"{site}.gate", d_model, config.hidden, config.bias) if config.gated else None
-        self.up = Projection(f"{site}.up", d_model, config.hidden, config.bias)
-        self.down = Projection(f"{site}.down", config.hidden, d_model, config.bias)
-
-    def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        activation = _ACTIVATIONS[self.config.activation]
-        up = self.up(x, ctx)
-        hidden = activation(up) if self.gate is None else activation(self.gate(x, ctx)) * up
-        out: Tensor = self.down(hidden, ctx)
-        return out
+from pando.model.experts import Experts
+from pando.model.layers import Attention, LatentAttention, Mlp, Norm, Projection
 
 
 class Block(nn.Module):
@@ -140,10 +28,15 @@ class Block(nn.Module):
         before, after = spec.order != "post", spec.order in ("post", "sandwich")
         self.parallel = spec.order == "parallel"
         self.attention_norm = norm(before)
-        self.attention = Attention(layer, config.d_model, spec.attention, config.norm)
+        attention = Attention if spec.attention.latent is None else LatentAttention
+        self.attention = attention(layer, config.d_model, spec.attention, config.norm)
         self.attention_post_norm = norm(after)
         self.mlp_norm = norm(before)
-        self.mlp = Mlp(layer, config.d_model, spec.mlp)
+        self.mlp = (
+            Experts(layer, config.d_model, spec.mlp)
+            if isinstance(spec.mlp, ExpertsConfig)
+            else Mlp(f"layers.{layer}.mlp", config.d_model, spec.mlp)
+        )
         self.mlp_post_norm = norm(after)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
@@ -218,7 +111,7 @@ class Transformer(nn.Module):
             elif name.endswith("bias"):
                 parameter.zero_()
             else:
-                parameter.normal_(0.0, self._deviation(name, parameter.shape[1]), generator=generator)
+                parameter.normal_(0.0, self._deviation(name, parameter.shape[-1]), generator=generator)
 
     def _deviation(self, name: str, inputs: int) -> float:
         """Standard deviation of a fresh matrix."""
@@ -228,4 +121,4 @@ class Transformer(nn.Module):
         if name.startswith(("embed", "positions", "unembed")):
             return init.head if name.startswith("unembed") else init.embedding
         deviation = inputs**-0.5 if init.matrices is None else init.matrices
-        return deviation * init.outputs if name.endswith((".o.weight", ".down.weight")) else deviation
+        return deviation * init.outputs if name.endswith((".o.weight", ".down.weight", ".down")) else deviation

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from pando.model.layers import Projection
 from pando.model.lora import LoraConfig, TrainableLora
-from pando.model.transformer import Projection, Transformer
+from pando.model.transformer import Transformer
 from pando.train.batches import length_buckets
 from pando.train.supervised import SupervisedExample, collate, supervised_loss
 

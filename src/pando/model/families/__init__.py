@@ -21,17 +21,23 @@ Keys = Callable[[ModelConfig], Iterator[tuple[str, str]]]
 
 # Hugging Face `model_type` -> module of this package
 _MODULES = {
+    "deepseek_v2": "deepseek_v2",
+    "deepseek_v3": "deepseek_v3",
     "gemma2": "gemma2",
     "gemma3_text": "gemma3",
     "gpt2": "gpt2",
     "gpt_neox": "gpt_neox",
     "llama": "llama",
     "mistral": "mistral",
+    "mixtral": "mixtral",
     "olmo2": "olmo2",
     "olmo3": "olmo3",
+    "olmoe": "olmoe",
     "phi3": "phi3",
     "qwen2": "qwen2",
+    "qwen2_moe": "qwen2_moe",
     "qwen3": "qwen3",
+    "qwen3_moe": "qwen3_moe",
     "smollm3": "smollm3",
     "starcoder2": "starcoder2",
 }
@@ -46,15 +52,19 @@ class Packed:
         ours: names of the parameters that it holds, one after the other along its outputs.
         heads: where it is not 0, they alternate instead: the first head of each, the second of each, and so on.
         transposed: it is kept as [inputs, outputs] (GPT-2's Conv1D).
+        index: it is only this one of the matrices that are stacked in the (single) parameter.
     """
 
     theirs: str
     ours: tuple[str, ...]
     heads: int = 0
     transposed: bool = False
+    index: int | None = None
 
     def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
         """Of their tensor, from those of our parameters."""
+        if self.index is not None:
+            return shapes[self.ours[0]][1:]
         rows, rest = sum(shapes[name][0] for name in self.ours), shapes[self.ours[0]][1:]
         return (*rest, rows) if self.transposed else (rows, *rest)
 

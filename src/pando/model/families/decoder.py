@@ -9,6 +9,7 @@ from typing import Any
 from pando.errors import BaseModelError
 from pando.model.config import (
     AttentionConfig,
+    ExpertsConfig,
     LayerConfig,
     MlpConfig,
     ModelConfig,
@@ -39,6 +40,13 @@ SITES = {  # ours: (Hugging Face, GGUF)
     "mlp.down": ("mlp.down_proj", "ffn_down"),
 }
 HF_SITES = {ours: theirs for ours, (theirs, _) in SITES.items()}
+MOE_SITES = HF_SITES | {
+    "mlp.router": "mlp.gate",
+    "mlp.shared.gate": "mlp.shared_expert.gate_proj",
+    "mlp.shared.up": "mlp.shared_expert.up_proj",
+    "mlp.shared.down": "mlp.shared_expert.down_proj",
+    "mlp.shared_gate": "mlp.shared_expert_gate",
+}
 HF_ENDS = {"embed": "model.embed_tokens", "norm": "model.norm", "unembed": "lm_head"}
 _GGUF_ENDS = {"embed": "token_embd", "norm": "output_norm", "unembed": "output"}
 
@@ -148,7 +156,9 @@ def write_decoder(
         "model_type": config.family,
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
-        "intermediate_size": mlp.hidden,
+        "intermediate_size": next(
+            (one.mlp.hidden for one in config.layers if isinstance(one.mlp, MlpConfig)), mlp.hidden
+        ),
         "num_hidden_layers": len(config.layers),
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.kv_heads,
@@ -241,7 +251,7 @@ def write_gguf_decoder(config: ModelConfig) -> Mapping[str, Any]:
     """
     attention, mlp = config.layers[0].attention, config.layers[0].mlp
     rope = attention.rope
-    assert rope is not None
+    assert rope is not None and isinstance(mlp, MlpConfig)
     scaling = rope.scaling
     for what, wrong in {
         "biases": attention.bias or mlp.bias,
@@ -271,6 +281,27 @@ def write_gguf_decoder(config: ModelConfig) -> Mapping[str, Any]:
         "vocab_size": config.vocab_size,
         **stretched,
     }
+
+
+def experts(config: ModelConfig, layers: str, called: Mapping[str, str]) -> Iterator[Packed]:
+    """The experts' matrices, each a tensor of its own.
+
+    Args:
+        layers: what a block's number and an expert's are put into.
+        called: what theirs is called: "gate", "up", "down".
+    """
+    for i, layer in enumerate(config.layers):
+        if isinstance(layer.mlp, ExpertsConfig):
+            for expert in range(layer.mlp.count):
+                for ours, theirs in called.items():
+                    name = f"{layers.format(i, expert)}.{theirs}.weight"
+                    yield Packed(name, (f"layers.{i}.mlp.experts.{ours}",), index=expert)
+
+
+def hf_experts(config: ModelConfig) -> Iterator[Packed]:
+    """The experts' matrices as most families name them."""
+    called = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+    return experts(config, "model.layers.{}.mlp.experts.{}", called)
 
 
 def _checked(config: ModelConfig) -> ModelConfig:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pando.model.config import LayerConfig, ModelConfig, NormConfig
+from pando.model.config import LayerConfig, MlpConfig, ModelConfig, NormConfig
 from pando.model.families import Family, Gguf
 from pando.model.families.decoder import (
     finish,
@@ -38,8 +38,10 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
 
 
 def _hf_config(config: ModelConfig) -> dict[str, Any]:
+    mlp = config.layers[0].mlp
+    assert isinstance(mlp, MlpConfig)
     layer = config.layers[0]
-    biases: dict[str, Any] = {"attention_bias": layer.attention.bias, "mlp_bias": layer.mlp.bias}
+    biases: dict[str, Any] = {"attention_bias": layer.attention.bias, "mlp_bias": mlp.bias}
     return write_decoder(config, "LlamaForCausalLM", **biases)
 
 

@@ -50,6 +50,13 @@ class Switches:
             raise self.wrong(key, value, "a whole number of at least 1")
         return value
 
+    def count(self, default: int, *keys: str) -> int:
+        """A whole number that files call by different names; all that are there must agree."""
+        found = {self.integer(key) for key in keys if self.has(key)}
+        if len(found) > 1:
+            raise self.wrong(keys[0], self._get(keys[0]), f"the same as {' and '.join(keys[1:])}")
+        return found.pop() if found else default
+
     def number(self, key: str, default: float | None = None) -> float:
         """A finite number above 0."""
         value = self._get(key, default)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pando.model.config import LayerConfig, ModelConfig, NormConfig
+from pando.model.config import LayerConfig, MlpConfig, ModelConfig, NormConfig
 from pando.model.families import Family
 from pando.model.families.decoder import finish, hf_names, read_shape, read_windows, write_decoder, write_windows
 from pando.model.families.reading import Switches, read_rope
@@ -39,10 +39,12 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
 
 
 def _hf_config(config: ModelConfig) -> dict[str, Any]:
+    mlp = config.layers[0].mlp
+    assert isinstance(mlp, MlpConfig)
     attention = [layer.attention for layer in config.layers]
     switches: dict[str, Any] = {
         "attention_bias": attention[0].bias,
-        "mlp_bias": config.layers[0].mlp.bias,
+        "mlp_bias": mlp.bias,
         "no_rope_layers": [int(one.rope is not None) for one in attention],
         "use_sliding_window": any(one.window is not None for one in attention),
         "pad_token_id": None,  # where nothing is said transformers takes one that a small vocabulary lacks

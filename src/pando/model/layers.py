@@ -1,0 +1,173 @@
+"""What blocks are made of: projections, norms, attention, the feed-forward layer.
+
+Shapes: `...` is any arrangement of tokens ([N] packed or [B, T] rows), D = d_model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pando.model.config import AttentionConfig, MlpConfig, NormConfig
+from pando.model.context import Context
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+
+
+class Norm(nn.Module):
+    """RMSNorm or LayerNorm over the last dimension of [..., size]."""
+
+    def __init__(self, size: int, config: NormConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size)) if config.bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        config = self.config
+        weight = self.weight + config.offset if config.offset else self.weight
+        if config.kind == "layer":
+            return F.layer_norm(x, weight.shape, weight, self.bias, config.eps)
+        return F.rms_norm(x, weight.shape, weight, config.eps)
+
+
+class Projection(nn.Linear):
+    """A linear layer that adapters can address by its path in the model (`site`).
+
+    It computes in the dtype of its own weights, whatever comes in. Mixed precision is nothing more than projections
+    in bfloat16 between a float32 embedding and float32 norms: the residual stream then stays float32.
+    """
+
+    def __init__(self, site: str, d_in: int, d_out: int, bias: bool = False) -> None:
+        super().__init__(d_in, d_out, bias=bias)
+        self.site = site
+
+    @property
+    def number(self) -> torch.dtype:
+        """The dtype it computes in."""
+        return self.weight.dtype
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:  # type: ignore[override]
+        x = x.to(self.number)
+        y = self.project(x)
+        if ctx.adapters is not None:
+            delta = ctx.adapters.delta(self.site, x)
+            if delta is not None:
+                y = y + delta
+        return y
+
+    def project(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [..., out] by the base's own weights; x has this projection's dtype."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; positions and who sees whom are the context's business."""
+
+    def __init__(self, layer: int, d_model: int, config: AttentionConfig, norm: NormConfig) -> None:
+        super().__init__()
+        site = f"layers.{layer}.attention"
+        self.layer, self.config = layer, config
+        self.q = Projection(f"{site}.q", d_model, config.inner, config.bias)
+        self.k = Projection(f"{site}.k", d_model, config.inner_kv, config.bias)
+        self.v = Projection(f"{site}.v", d_model, config.inner_kv, config.bias)
+        self.o = Projection(f"{site}.o", config.inner, d_model, config.out_bias)
+        if config.qk_norm is not None:
+            whole = config.qk_norm == "whole"
+            self.q_norm = Norm(config.inner if whole else config.head_dim, norm)
+            self.k_norm = Norm(config.inner_kv if whole else config.head_dim, norm)
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        heads = (-1, self.config.head_dim)
+        q, k = self.q(x, ctx), self.k(x, ctx)
+        v = self.v(x, ctx).unflatten(-1, heads)
+        if self.config.qk_norm == "whole":
+            q, k = _normed(self.q_norm, q), _normed(self.k_norm, k)
+        q, k = q.unflatten(-1, heads), k.unflatten(-1, heads)
+        if self.config.qk_norm == "head":
+            q, k = _normed(self.q_norm, q), _normed(self.k_norm, k)
+        if self.config.rope is not None:
+            q, k = ctx.rotate(self.config.rope, q, k)
+        mixed = ctx.attend(self.layer, self.config, q, k, v).flatten(-2)
+        out: Tensor = self.o(mixed, ctx)
+        return out
+
+
+class LatentAttention(nn.Module):
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
+
+    A context that keeps tokens (`ctx.absorbs`) sees the latent vectors themselves as its keys and values, shared by all
+    heads: what turns them into each head's own is multiplied into queries and answers. Others see each head's own,
+    which takes fewer products where nothing is kept. `kv_b` is for that reason no projection that adapters address.
+    """
+
+    def __init__(self, layer: int, d_model: int, config: AttentionConfig, norm: NormConfig) -> None:
+        super().__init__()
+        latent = config.latent
+        assert latent is not None
+        site = f"layers.{layer}.attention"
+        self.layer, self.config, self.latent = layer, config, latent
+        self.plain = config.head_dim - latent.rope_dim  # numbers of a key without positions
+        if latent.q_rank is not None:
+            self.q_a = Projection(f"{site}.q_a", d_model, latent.q_rank, config.bias)
+            self.q_norm = Norm(latent.q_rank, norm)
+        self.q = Projection(f"{site}.q", latent.q_rank or d_model, config.inner)
+        self.kv_a = Projection(f"{site}.kv_a", d_model, latent.rank + latent.rope_dim, config.bias)
+        self.kv_norm = Norm(latent.rank, norm)
+        self.kv_b = nn.Linear(latent.rank, config.heads * (self.plain + latent.value_dim), bias=False)
+        self.o = Projection(f"{site}.o", config.heads * latent.value_dim, d_model, config.out_bias)
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        config, latent = self.config, self.latent
+        assert config.rope is not None
+        q = self.q(x if latent.q_rank is None else _normed(self.q_norm, self.q_a(x, ctx)), ctx)
+        q_plain, q_turned = q.unflatten(-1, (config.heads, -1)).split([self.plain, latent.rope_dim], dim=-1)
+        c, k_turned = self.kv_a(x, ctx).split([latent.rank, latent.rope_dim], dim=-1)
+        c, k_turned = _normed(self.kv_norm, c)[..., None, :], k_turned[..., None, :]
+        q_turned, k_turned = ctx.rotate(config.rope, q_turned, k_turned)
+        weights = self.kv_b.weight.to(c.dtype).unflatten(0, (config.heads, -1))
+        to_keys, to_values = weights.split([self.plain, latent.value_dim], dim=1)  # [heads, ..., rank] each
+        if ctx.absorbs:
+            q_plain = torch.einsum("...hn,hnr->...hr", q_plain, to_keys)
+            k = torch.cat((c, k_turned), dim=-1)
+            mixed = ctx.attend(self.layer, config, torch.cat((q_plain, q_turned), dim=-1), k, c)
+            mixed = torch.einsum("...hr,hvr->...hv", mixed, to_values)
+        else:
+            k_plain = torch.einsum("...xr,hnr->...hn", c, to_keys)
+            k = torch.cat((k_plain, k_turned.expand(*k_plain.shape[:-1], -1)), dim=-1)
+            v = torch.einsum("...xr,hvr->...hv", c, to_values)
+            mixed = ctx.attend(self.layer, config, torch.cat((q_plain, q_turned), dim=-1), k, v)
+        out: Tensor = self.o(mixed.flatten(-2), ctx)
+        return out
+
+
+def _normed(norm: Norm, x: Tensor) -> Tensor:
+    """norm(x) in the dtype of x; a norm of another dtype than what comes in computes in its own."""
+    out: Tensor = norm(x.to(norm.weight.dtype)).to(x.dtype)
+    return out
+
+
+class Mlp(nn.Module):
+    """Feed-forward layer, gated or not."""
+
+    def __init__(self, site: str, d_model: int, config: MlpConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gate = Projection(f"{site}.gate", d_model, config.hidden, config.bias) if config.gated else None
+        self.up = Projection(f"{site}.up", d_model, config.hidden, config.bias)
+        self.down = Projection(f"{site}.down", config.hidden, d_model, config.bias)
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        activation = ACTIVATIONS[self.config.activation]
+        up = self.up(x, ctx)
+        hidden = activation(up) if self.gate is None else activation(self.gate(x, ctx)) * up
+        out: Tensor = self.down(hidden, ctx)
+        return out
