@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help setup demo pretrain-demo test check format bench verify clean
+.PHONY: help setup demo pretrain-demo test check format docs bench verify clean
 
 help:
 	@echo "make demo    the main job end to end, on real tweets and the embedded base model"
@@ -11,6 +11,7 @@ help:
 	@echo "make test    style, types, import floors and all tests"
 	@echo "make setup   environment (.venv) and base model; the others do this by themselves"
 	@echo "make check   style, types and import floors only;  make format  mends the style"
+	@echo "make docs    docs/families.md, made from the code"
 	@echo "make bench   the benchmarks against named peers"
 	@echo "make verify  every promise of this project, checked; resumable;  ONLY=name picks some"
 	@echo "make clean   removes .venv and .cache"
@@ -48,6 +49,9 @@ check: .venv/ready
 format: .venv/ready
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
+
+docs: .venv/ready
+	@$(PY) docs/families.py --write
 
 test: setup check
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2

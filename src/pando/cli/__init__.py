@@ -18,6 +18,7 @@ from pando.errors import PandoError
 
 VERBS = {
     "pull": "Bring a base model: a known name, a hub id, a folder or a GGUF file.",
+    "show": "Show what a base is made of and what it costs, or compare two.",
     "doctor": "Say what this machine offers and what is missing.",
     "pretrain": "Train a base model on a corpus; or say what it will take (--plan).",
     "runs": "Show pretraining runs: losses, speed, cost, side by side.",

@@ -352,15 +352,26 @@ class ModelConfig:
         """Forward FLOPs of the output head, a token."""
         return 2 * self.vocab_size * self.d_model
 
-    def flops(self, tokens: int, context: int = 0) -> int:
-        """Forward FLOPs of `tokens` new tokens after `context` cached ones, head excluded (a multiply-add is two)."""
-        total = 0
+    @property
+    def matrix_flops(self) -> int:
+        """Forward FLOPs of the blocks' matrices, a token."""
+        return 2 * sum(map(self._matrix_weights, self.layers))
+
+    def flops(self, tokens: int, context: int = 0, *, cached: bool = True) -> int:
+        """Forward FLOPs of `tokens` new tokens after `context` cached ones, head excluded (a multiply-add is two).
+
+        Args:
+            cached: keys and values are kept, so that latent attention works on latent vectors (see
+                `pando.model.layers.LatentAttention`).
+        """
+        total = tokens * self.matrix_flops
         for layer in self.layers:
             attention = layer.attention
-            total += 2 * tokens * self._matrix_weights(layer)
             width = attention.inner  # of the scores, and then of what is summed up
             if attention.latent is not None:
-                width = attention.heads * (attention.head_dim + attention.latent.value_dim) // 2
+                latent = attention.latent
+                own = attention.head_dim + latent.value_dim
+                width = attention.heads * (2 * latent.rank + latent.rope_dim if cached else own) // 2
             total += 4 * _pairs(tokens, context, attention.window) * width
         return total
 

@@ -52,6 +52,19 @@ def convert(path: Path, folder: Path) -> dict[str, Any]:
         return {k.removeprefix("general."): v for k, v in fields.items() if k.startswith("general.")}
 
 
+def read_gguf_config(path: Path) -> ModelConfig:
+    """The config of the model in a GGUF file; no weights are read.
+
+    Raises:
+        BaseModelError: as `convert`.
+    """
+    with _naming(path):
+        reader = _open(path)
+        fields = {name: _value(field) for name, field in reader.fields.items()}
+        found = gguf_family(str(fields.get("general.architecture")))
+        return _config(found, fields, {tensor.name: tensor for tensor in reader.tensors})
+
+
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """Every mistake in the file is one line that names it. The reader raises all kinds on damaged bytes."""

@@ -171,7 +171,7 @@ def train_flops(model: ModelConfig, context: int = 0) -> float:
     """FLOPs of a token in training: three times those of a forward pass (arXiv 2203.15556, appendix F). `context` is
     the length of the document that it stands in; 0 leaves attention's own products out."""
     tokens = max(1, context)
-    return 3 * (model.flops(tokens) / tokens + model.head_flops)
+    return 3 * (model.flops(tokens, cached=False) / tokens + model.head_flops)
 
 
 def _rates(values: dict[str, Any], width: int) -> None:

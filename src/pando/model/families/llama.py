@@ -1,5 +1,5 @@
-"""The llama family: Llama 1 to 3.x, SmolLM2 and others: pre-norm RMSNorm, rotary positions, grouped-query attention,
-SwiGLU, a tied or untied head.
+"""The llama family (Llama 1 to 3.x, SmolLM2, DeepSeek-Coder and others): norms before each part, rotary positions,
+grouped-query attention, SwiGLU, a tied or untied head.
 
 Papers: arXiv 2302.13971, 2307.09288, 2407.21783. Not covered: tensor slices of pretraining (`pretraining_tp` above 1),
 dropout, quantised weights, the scalings of rotary positions "dynamic" and "longrope".

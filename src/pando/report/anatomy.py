@@ -1,0 +1,109 @@
+"""A base as a picture in text, and two of them compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+_ORDERS = {
+    "pre": ("norm", "attention", "", "norm", "feed-forward", ""),
+    "post": ("", "attention", "norm", "", "feed-forward", "norm"),
+    "sandwich": ("norm", "attention", "norm", "norm", "feed-forward", "norm"),
+    "parallel": ("norm", "attention", "", "norm", "feed-forward", ""),
+}
+_LIKE = 0.02  # sizes that differ by less are called alike
+
+
+def picture(facts: Mapping[str, Any]) -> list[str]:
+    """The lines of `pando show`."""
+    parameters, memory = facts["parameters"], facts["memory"]
+    lines = [f"{facts['name']}: {facts['family']}", ""]
+    lines.append(f"  {facts['vocab_size']:,} tokens → vectors of {facts['d_model']:,}")
+    for block in facts["blocks"]:
+        lines += _block(block, facts["layers"])
+    head = "the embedding again" if facts["tied"] else "a matrix of its own"
+    lines += [f"  norm → {facts['vocab_size']:,} logits by {head}", ""]
+    total = amount(parameters["total"])
+    if parameters["active"] != parameters["total"]:
+        total += f", {amount(parameters['active'])} active for a token"
+    full = facts["flops_per_token"] + facts["attention_flops_per_token"]
+    rows = [
+        ("parameters", total),
+        ("FLOPs", f"{amount(facts['flops_per_token'])} a token, {amount(full)} where the context is full"),
+        (
+            "cache",
+            f"{facts['kv_bytes_per_token']:,} bytes a token in bfloat16, {size(facts['kv_bytes_at_context'])} "
+            "where the context is full",
+        ),
+        ("weights", ", ".join(f"{size(held)} in {dtype}" for dtype, held in memory.items())),
+        ("context", f"{facts['context_length']:,} tokens"),
+        *((f"can {verb}", ", ".join(ways)) for verb, ways in facts["can"].items()),
+    ]
+    return lines + [f"  {name:<12}{text}" for name, text in rows]
+
+
+def _block(block: Mapping[str, Any], depth: int) -> list[str]:
+    numbers = block["layers"]
+    which = f"{len(numbers)} blocks" if len(numbers) == depth else f"{_ranges(numbers)} of {depth} blocks"
+    before, _, after, before_mlp, _, after_mlp = _ORDERS[block["order"]]
+    side = ", side by side" if block["order"] == "parallel" else ""
+    lines = [f"  ┌ {which}{side}"]
+    for first, name, last, words in (
+        (before, "attention", after, block["attention"]),
+        (before_mlp, "feed-forward", after_mlp, block["mlp"]),
+    ):
+        way = " → ".join(part for part in (first, name, last) if part)
+        lines.append(f"  │ + {way}: {words}")
+    return [*lines, "  └"]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """0-2, 4, 6-7; long lists of single ones are cut."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    words = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+    shown = ", ".join(words if len(words) <= 6 else [*words[:3], "...", words[-1]])
+    return f"{shown} ({len(numbers)})" if len(numbers) > 1 else shown
+
+
+def compared(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Which of two bases is cheaper to hold and which to run, a sentence each."""
+    held = (one["memory"]["bfloat16"], other["memory"]["bfloat16"])
+    run = (one["flops_per_token"], other["flops_per_token"])
+    names = (one["name"], other["name"])
+    return [
+        _sentence("hold", names, held, "weights in bfloat16", size),
+        _sentence("run", names, run, "FLOPs a token", amount),
+    ]
+
+
+def _sentence(what: str, names: Sequence[str], costs: Sequence[float], unit: str, said: Callable[[float], str]) -> str:
+    numbers = f"{unit}: {names[0]} {said(costs[0])}, {names[1]} {said(costs[1])}"
+    if max(costs) <= (1 + _LIKE) * min(costs):
+        return f"{names[0]} and {names[1]} cost the same to {what} ({numbers})."
+    cheaper = 0 if costs[0] < costs[1] else 1
+    return f"{names[cheaper]} is {max(costs) / min(costs):.3g} times cheaper to {what} ({numbers})."
+
+
+def amount(count: float) -> str:
+    """1,234 -> 1.23 thousand; also million, billion, trillion; three digits."""
+    for unit, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
+        if count >= unit:
+            return f"{_digits(count / unit)} {word}"
+    return f"{count:,.0f}"
+
+
+def size(count: float) -> str:
+    """Bytes in KB, MB, GB or TB of a thousand each."""
+    for unit, word in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
+        if count >= unit:
+            return f"{_digits(count / unit)} {word}"
+    return f"{count:,.0f} bytes"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
