@@ -42,6 +42,8 @@ TAIL = """
 - losses of packed documents, and of rows that share a prefix, are those of each alone;
 - adapters on every projection give the logits that PEFT gives from the same files (experts' own matrices are no
   projections yet);
+- encoders (`tests/model/test_encoders.py`): logits for masked tokens and gradients, files both ways, vectors of texts
+  of different lengths in one batch, losses of packed documents, adapters;
 - FLOPs within 1 % of what torch's profiler counts (`tests/model/test_anatomy.py`).
 
 | `model_type` | shapes |
@@ -52,6 +54,7 @@ TAIL = """
 def page() -> str:
     """The whole page."""
     from pando.model.families import _MODULES, family
+    from tests.model.test_encoders import ENCODERS
     from tests.model.test_families import CASES
 
     rows, shapes = [], []
@@ -68,7 +71,7 @@ def page() -> str:
         gguf = family(kind).gguf
         cells = (f"`{kind}`", f"{found['who']}: {found['what']}", _linked(found["papers"]), found["rest"])
         rows.append("| " + " | ".join((*cells, gguf.architecture if gguf else "-")) + " |\n")
-        names = [name for name, (of, _) in CASES.items() if of == kind]
+        names = [name for name, (of, _) in (CASES | ENCODERS).items() if of == kind]
         shapes.append(f"| `{kind}` | {'; '.join(names)} |\n")
     return HEAD + "".join(rows) + TAIL + "".join(shapes)
 

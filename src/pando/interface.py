@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Message = dict[str, Any]  # {"role": "system" | "user" | "assistant", "content": str}
 Truncate = Literal["error", "left"]
-Pooling = Literal["mean", "last", "both"]
+Pooling = Literal["mean", "last", "first", "both", "own"]
 FinishReason = Literal["stop", "length", "abort"]
 
 
@@ -104,7 +104,8 @@ class FeatureRequest:
         text: the text, or token ids.
         layers: which residual states: 0 is the embedding, i the output of block i, -1 the last block's after the
             final norm (as transformers counts `hidden_states`).
-        pooling: "mean" over the tokens from `start` on, the "last" token, or "both", mean and last end to end.
+        pooling: "mean" over the tokens from `start` on, the "last" token, the "first" one, "both", mean and last end
+            to end, or the base's "own": as its files say how a text becomes a vector (else the mean).
         start: characters at the head of `text` that are computed but not pooled (a shared instruction).
         skin: a skin or PEFT folder whose adapter is applied.
         truncate: as for scores; "left" drops the oldest tokens.

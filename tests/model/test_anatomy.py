@@ -35,11 +35,11 @@ def hf(kind: str, d: int, hidden: int, layers: int, heads: int, kv: int, vocab: 
 
 
 DEEPSEEK = {
-    "moe_layer_freq": 1, "norm_topk_prob": True, "num_experts_per_tok": 8, "n_routed_experts": 256,
-    "n_shared_experts": 1, "moe_intermediate_size": 2048, "first_k_dense_replace": 3, "kv_lora_rank": 512, "q_lora_rank": 1536,
-    "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "n_group": 8, "topk_group": 4, "ep_size": 1,
-    "scoring_func": "sigmoid", "topk_method": "noaux_tc", "routed_scaling_factor": 2.5, "num_nextn_predict_layers": 1,
-    "rope_theta": 10000, "max_position_embeddings": 163840, "hidden_act": "silu",
+    "moe_layer_freq": 1, "norm_topk_prob": True, "num_experts_per_tok": 8, "n_routed_experts": 256, "ep_size": 1,
+    "n_shared_experts": 1, "moe_intermediate_size": 2048, "first_k_dense_replace": 3, "kv_lora_rank": 512,
+    "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "n_group": 8,
+    "topk_group": 4, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "routed_scaling_factor": 2.5,
+    "num_nextn_predict_layers": 1, "rope_theta": 10000, "max_position_embeddings": 163840, "hidden_act": "silu",
     "rope_scaling": {
         "beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0, "type": "yarn",
         "original_max_position_embeddings": 4096,

@@ -118,7 +118,9 @@ def tokens(rows: int = 2) -> torch.Tensor:
 
 
 def test_all_families_are_here() -> None:
-    assert {kind for kind, _ in CASES.values()} == set(_MODULES)
+    from tests.model.test_encoders import ENCODERS
+
+    assert {kind for kind, _ in CASES.values()} | {kind for kind, _ in ENCODERS.values()} == set(_MODULES)
 
 
 def test_logits_and_gradients_are_those_of_transformers(pair: tuple[Any, Transformer, Path]) -> None:

@@ -51,6 +51,10 @@ class Row:
     def visible(self, window: int | None) -> NDArray[np.bool_]:
         """bool [T, past + T]: which keys each new token sees, in a layer that looks back so far."""
         length = len(self.tokens)
+        if self.job.whole:
+            places = np.arange(length)
+            near: NDArray[np.bool_] = np.abs(places[:, None] - places) < (length if window is None else window)
+            return near
         mask = np.tri(length, self.past + length, self.past, dtype=bool)
         if self.tree is not None:
             branch = len(self.tree)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pando.engine.batch import Row, StepContext
-from pando.engine.cache import BLOCK, KVCache, digests
+from pando.engine.cache import BLOCK, KVCache
 from pando.engine.jobs import Generation, Job, Logits, Pooling, blocks_for
 from pando.engine.requests import RequestCompiler
 from pando.engine.ticket import Ticket
@@ -77,7 +77,7 @@ class Engine:
         self._number = torch.float32 if dtype == "float32" else torch.bfloat16
         blocks = -(-max(cache_tokens, base.config.context_length) // BLOCK) + 1
         self._cache = KVCache(base.config, blocks, device, self._number)
-        self._compiler = RequestCompiler(base.config, base.tokenizer, base.identity.hash.encode())
+        self._compiler = RequestCompiler(base.config, base.tokenizer, base.embedding, base.identity.hash.encode())
         self._spelling = Spelling(base.tokenizer.raw)
         self._adapters: dict[str, tuple[int, LoraAdapter | None]] = {}
         self._adapter_lock = threading.Lock()
@@ -98,15 +98,16 @@ class Engine:
 
     @property
     def capabilities(self) -> Capabilities:
+        decoder = not self.base.config.both_ways
         return Capabilities(
-            generate=True,
-            score=True,
+            generate=decoder,
+            score=decoder,
             features=True,
             embed=True,
             adapters=True,
-            grammar=True,
-            chat=self.base.tokenizer.has_template,
-            train=self._dtype != "int8",
+            grammar=decoder,
+            chat=decoder and self.base.tokenizer.has_template,
+            train=decoder and self._dtype != "int8",
             layers=len(self.base.config.layers),
         )
 
@@ -181,10 +182,11 @@ class Engine:
         return self._all(requests)
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Mean of each text's last hidden states: float32 [n, d_model], unit length."""
+        """Vectors of texts, float32 [n, d_model], unit length: as the base's own files say where it is a sentence
+        encoder (pooling, prompt, longest text), else the mean of each text's last hidden states."""
         import numpy as np
 
-        found = self.features([FeatureRequest(text=text) for text in texts])
+        found = self.features([FeatureRequest(text=text, pooling="own") for text in texts])
         if not found:
             return np.zeros((0, self.base.config.d_model), dtype=np.float32)
         vectors = np.stack([f.vectors[0] for f in found])
@@ -368,7 +370,7 @@ class Engine:
                     ticket.push(chunk)
                 job.chunks.clear()
             if job.finished:
-                self._publish(job, digests(job.root, job.tokens[: job.computed]))
+                self._publish(job, job.chain()[: job.computed // BLOCK])
                 self._cache.pool.release(job.blocks)
                 self._conclude(job, ticket)
             else:

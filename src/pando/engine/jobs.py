@@ -52,15 +52,19 @@ class Job:
         reusable: how many leading tokens may be taken over at most.
         adapter: applied to every token of the job, or None.
         digests: one for each full block of the tokens at admission.
+        whole: all tokens are computed at once, each sees all of them, and nobody takes them over (encoders).
         blocks: the job's places in the cache.
     """
 
-    def __init__(self, tokens: list[int], reusable: int, adapter: LoraAdapter | None, root: bytes) -> None:
+    def __init__(
+        self, tokens: list[int], reusable: int, adapter: LoraAdapter | None, root: bytes, whole: bool = False
+    ) -> None:
         self.tokens = tokens
-        self.reusable = reusable
+        self.reusable = 0 if whole else reusable
         self.adapter = adapter
         self.root = root
-        self.digests = digests(root, tokens)
+        self.whole = whole
+        self.digests = self.chain()
         self.blocks: list[int] = []
         self.computed = 0
         self.cached = 0
@@ -71,6 +75,10 @@ class Job:
         self.started = 0.0
         self.first = 0.0
         self.answer: Completion | Scores | Features | None = None
+
+    def chain(self) -> list[bytes]:
+        """The digests of the full blocks that are known now."""
+        return [] if self.whole else digests(self.root, self.tokens)
 
     @property
     def room(self) -> int:
@@ -83,7 +91,7 @@ class Job:
 
     def next_row(self, budget: int) -> Row:
         """The next tokens to compute, at most about `budget`."""
-        end = min(len(self.tokens), self.computed + max(budget, 1))
+        end = len(self.tokens) if self.whole else min(len(self.tokens), self.computed + max(budget, 1))
         span = range(self.computed, end)
         return Row(self, self.tokens[self.computed : end], list(span), past=self.computed)
 
@@ -321,14 +329,15 @@ class Pooling(Job):
         self,
         tokens: list[int],
         layers: Sequence[int],
-        first: int,
+        pooled: range,
         with_last: bool,
         adapter: LoraAdapter | None,
         root: bytes,
+        whole: bool,
     ) -> None:
-        super().__init__(tokens, first, adapter, root)
+        super().__init__(tokens, pooled.start, adapter, root, whole)
         self.layers = list(layers)
-        self.first_pooled = first
+        self.pooled = pooled
         self.with_last = with_last  # the last token's states come after the pooled ones
         self.sums: dict[int, Tensor] = {}
         self.last: dict[int, Tensor] = {}
@@ -343,7 +352,7 @@ class Pooling(Job):
 
     def observe(self, layer: int, row: Row, hidden: Tensor) -> None:
         """Adds hidden states [T, d_model] of the row at a layer."""
-        pooled = hidden[max(0, self.first_pooled - row.past) :]
+        pooled = hidden[max(0, self.pooled.start - row.past) : max(0, self.pooled.stop - row.past)]
         if len(pooled):
             total = pooled.float().sum(0)
             self.sums[layer] = self.sums[layer] + total if layer in self.sums else total
@@ -351,8 +360,7 @@ class Pooling(Job):
 
     def result(self) -> Features:
         """The finished vectors."""
-        count = len(self.tokens) - self.first_pooled
-        states = [self.sums[layer] / count for layer in self.layers]
+        states = [self.sums[layer] / len(self.pooled) for layer in self.layers]
         if self.with_last:
             states = [torch.cat((mean, self.last[layer])) for mean, layer in zip(states, self.layers, strict=True)]
         usage = Usage(len(self.tokens), self.cached, 0, self.truncated)

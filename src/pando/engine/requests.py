@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from typing import get_args
 
 from pando.engine.grammar import Grammars
 from pando.engine.jobs import Generation, Pooling, Scoring
 from pando.engine.sampler import Sampler
 from pando.errors import ContextLengthError, RequestError
 from pando.interface import FeatureRequest, GenerateRequest, ScoreRequest
+from pando.interface import Pooling as PoolingKind
 from pando.model.config import ModelConfig
 from pando.model.lora import LoraAdapter
+from pando.model.sentence import Embedding
 from pando.model.tokenizer import Tokenizer
 
 MAX_SAMPLES = 128
@@ -23,9 +26,10 @@ class RequestCompiler:
     `root` names the base's weights in cache keys; an adapter's digest is added to it.
     """
 
-    def __init__(self, config: ModelConfig, tokenizer: Tokenizer, root: bytes) -> None:
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer, embedding: Embedding, root: bytes) -> None:
         self._config = config
         self._tokenizer = tokenizer
+        self._embedding = embedding
         self._root = root
         self._grammars = Grammars(tokenizer, config.vocab_size)
 
@@ -35,6 +39,7 @@ class RequestCompiler:
         Raises:
             RequestError: a field is out of range or the prompt too long.
         """
+        self._needs_decoder("generate")
         _check_generation(request, self._config.vocab_size)
         if request.messages is not None:
             text = self._tokenizer.render_chat(request.messages, add_generation_prompt=True)
@@ -61,6 +66,7 @@ class RequestCompiler:
 
     def scoring(self, request: ScoreRequest, adapter: LoraAdapter | None) -> Scoring:
         """Raises RequestError if nothing can be scored or the context and a continuation do not fit together."""
+        self._needs_decoder("score")
         context = self._ids(request.context, "context")
         if not context:
             raise RequestError("context has no tokens and this tokenizer adds none of its own", "context")
@@ -82,20 +88,33 @@ class RequestCompiler:
         layers = [depth if layer == -1 else layer for layer in request.layers]
         if not layers or any(not 0 <= layer <= depth for layer in layers):
             raise RequestError(f"layers must be between -1 and {depth}, not {list(request.layers)}", "layers")
-        if request.pooling not in ("mean", "last", "both"):
-            raise RequestError(f"pooling must be 'mean', 'last' or 'both', not {request.pooling!r}", "pooling")
-        tokens = self._ids(request.text, "text")
+        if request.pooling not in get_args(PoolingKind):
+            known = ", ".join(get_args(PoolingKind))
+            raise RequestError(f"pooling must be one of {known}, not {request.pooling!r}", "pooling")
+        text, pooling, limit = request.text, request.pooling, self._config.context_length
+        if pooling == "own":
+            pooling, limit = self._embedding.pooling, min(limit, self._embedding.max_tokens or limit)
+            text = self._embedding.prompt + text if isinstance(text, str) else text
+        tokens = self._ids(text, "text")
         start = 0
-        if isinstance(request.text, str) and request.start:
-            ends = [end for _, end in self._tokenizer.offsets(request.text)]
+        if isinstance(text, str) and request.start:
+            ends = [end for _, end in self._tokenizer.offsets(text)]
             start = next((i for i, end in enumerate(ends) if end > request.start), len(ends))
         if start >= len(tokens):
             raise RequestError("text has no tokens to pool", "text")
-        tokens, truncated = self._fit(tokens, self._config.context_length, request.truncate, "text")
-        first = len(tokens) - 1 if request.pooling == "last" else max(start - truncated, 0)
-        job = Pooling(tokens, layers, first, request.pooling == "both", adapter, self._key(adapter))
+        tokens, truncated = self._fit(tokens, limit, request.truncate, "text", most=limit)
+        first = len(tokens) - 1 if pooling == "last" else max(start - truncated, 0)
+        pooled = range(first, first + 1 if pooling == "first" else len(tokens))
+        whole = self._config.both_ways
+        job = Pooling(tokens, layers, pooled, pooling == "both", adapter, self._key(adapter), whole)
         job.truncated = truncated
         return job
+
+    def _needs_decoder(self, what: str) -> None:
+        if self._config.both_ways:
+            raise RequestError(
+                f"this base is an encoder ({self._config.family}): it cannot {what}, only embed", "model"
+            )
 
     def _key(self, adapter: LoraAdapter | None) -> bytes:
         return self._root if adapter is None else self._root + adapter.digest
@@ -121,13 +140,15 @@ class RequestCompiler:
             raise RequestError("a continuation has no tokens", "continuations")
         return continuations
 
-    def _fit(self, tokens: list[int], limit: int, truncate: str, field: str, extra: int = 0) -> tuple[list[int], int]:
+    def _fit(
+        self, tokens: list[int], limit: int, truncate: str, field: str, extra: int = 0, most: int | None = None
+    ) -> tuple[list[int], int]:
         if truncate not in ("error", "left"):
             raise RequestError(f"truncate must be 'error' or 'left', not {truncate!r}", "truncate")
         if len(tokens) <= limit:
             return tokens, 0
         if truncate == "error":
-            raise ContextLengthError(len(tokens) + extra, self._config.context_length, field)
+            raise ContextLengthError(len(tokens) + extra, most or self._config.context_length, field)
         return tokens[-limit:], len(tokens) - limit
 
 

@@ -59,6 +59,7 @@ def facts(config: ModelConfig, name: str) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "context_length": length,
         "tied": config.tied,
+        "predicts": config.predicts,
         "blocks": [{"layers": numbers, **_block(layer)} for layer, numbers in _kinds(config)],
         "parameters": {
             "total": config.parameters,
@@ -75,8 +76,8 @@ def facts(config: ModelConfig, name: str) -> dict[str, Any]:
             "int8": _int8_bytes(config),
         },
         "can": {
-            "answer": ["generate", "score", "features", "embed"],
-            "adapt": ["floor", "zero", "few", "knn", "probe", "lora"],
+            "answer": (["features", "embed"] if config.both_ways else ["generate", "score", "features", "embed"]),
+            "adapt": (["floor", "probe"] if config.both_ways else ["floor", "zero", "few", "knn", "probe", "lora"]),
             "export": ["hf"] + (["gguf"] if _has_gguf(config) else []),
         },
     }

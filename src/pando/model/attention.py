@@ -40,9 +40,11 @@ def attention(
     return mixed.flatten(1, 2)
 
 
-def seen(queries: Tensor, keys: Tensor, window: int | None = None) -> Tensor:
-    """bool [..., T, L]: keys at positions [..., L] that queries at positions [..., T] see: those up to their own, of
-    the last `window` only."""
+def seen(queries: Tensor, keys: Tensor, window: int | None = None, *, both_ways: bool = False) -> Tensor:
+    """bool [..., T, L]: keys at positions [..., L] that queries at positions [..., T] see: those up to their own
+    (`both_ways`: and behind it), no more than `window` - 1 away."""
     back = queries[..., :, None] - keys[..., None, :]
+    if both_ways:
+        back = back.abs()
     visible = back >= 0
     return visible if window is None else visible & (back < window)

@@ -14,6 +14,7 @@ from pando.model.checkpoint import INDEX, load_model, read_json, weight_files
 from pando.model.config import ModelConfig
 from pando.model.families import read_config
 from pando.model.manifest import NAME, Manifest, locked, make_manifest, read_manifest, remembered, verify
+from pando.model.sentence import FILES, Embedding, read_embedding
 from pando.settings import load_settings
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ SMALL_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
     INDEX,
+    *FILES,
 )
 
 
@@ -54,6 +56,11 @@ class BaseModel:
         from pando.model.tokenizer import Tokenizer
 
         return Tokenizer(self.folder)
+
+    @cached_property
+    def embedding(self) -> Embedding:
+        """How it makes one vector of a text."""
+        return read_embedding(self.folder)
 
     def module(self, device: str = "cpu", dtype: torch.dtype | None = None) -> Transformer:
         """Its weights on a device, as `dtype` (float32 by default), without gradients.

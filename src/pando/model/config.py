@@ -193,21 +193,34 @@ class LayerConfig:
 
     Attributes:
         order: where norms are: "pre" x + f(norm(x)); "post" x + norm(f(x)) (OLMo 2); "sandwich" x + norm(f(norm(x)))
-            (Gemma 2); "parallel" x + attention(norm(x)) + mlp(norm'(x)) (GPT-NeoX, arXiv 2204.06745).
+            (Gemma 2); "parallel" x + attention(norm(x)) + mlp(norm'(x)) (GPT-NeoX, arXiv 2204.06745); "after"
+            norm(x + f(x)) (the first transformer, arXiv 1706.03762, and BERT).
+        attention_norm: whether there is one before attention, where `order` has it (the first layer of ModernBERT has
+            none: what comes in is normed already).
     """
 
     attention: AttentionConfig
     mlp: MlpConfig | ExpertsConfig
-    order: Literal["pre", "post", "sandwich", "parallel"] = "pre"
+    order: Literal["pre", "post", "sandwich", "parallel", "after"] = "pre"
+    attention_norm: bool = True
+
+    @property
+    def norms(self) -> dict[str, bool]:
+        """Which of a block's norms there are."""
+        before, after = self.order in ("pre", "sandwich", "parallel"), self.order in ("post", "sandwich", "after")
+        return {
+            "attention_norm": before and self.attention_norm,
+            "attention_post_norm": after,
+            "mlp_norm": before,
+            "mlp_post_norm": after,
+        }
 
     def shapes(self, d_model: int, norm: NormConfig) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the block's parameters."""
         found: dict[str, tuple[int, ...]] = {}
-        for part in ("attention", "mlp"):
-            if self.order != "post":
-                found |= _norm(f"{part}_norm", d_model, norm)
-            if self.order in ("post", "sandwich"):
-                found |= _norm(f"{part}_post_norm", d_model, norm)
+        for name, there in self.norms.items():
+            if there:
+                found |= _norm(name, d_model, norm)
         inner = _latent_shapes if self.attention.latent is not None else _attention_shapes
         found |= {f"attention.{name}": shape for name, shape in inner(d_model, self.attention, norm).items()}
         mlp = self.mlp
@@ -273,6 +286,19 @@ def _expert_shapes(d_model: int, config: ExpertsConfig) -> dict[str, tuple[int, 
 
 
 @dataclass(frozen=True)
+class HeadConfig:
+    """What an encoder does before it predicts masked tokens: norm(act(dense(x))), and then a bias on the logits.
+
+    Attributes:
+        dense_bias: whether the dense layer has one. bias: whether the logits have.
+    """
+
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "gelu"
+    dense_bias: bool = True
+    bias: bool = True
+
+
+@dataclass(frozen=True)
 class InitConfig:
     """How fresh weights are drawn. Of no account once a model is trained, and not kept with it.
 
@@ -292,7 +318,7 @@ class InitConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only transformer.
+    """A stack of blocks: a decoder, or an encoder (`both_ways`).
 
     Attributes:
         family: the family file that made it; maps it back to Hugging Face.
@@ -302,6 +328,13 @@ class ModelConfig:
         norm: of every norm, those of queries and keys included.
         tied: the output head is the embedding.
         learned_positions: a vector for each position is added to the embedding (GPT-2).
+        position_offset: of the first position in their table (RoBERTa begins at 2).
+        token_types: kinds of tokens that have a vector each, which is added too; the first one stands for all (BERT).
+        embed_norm: whether the sum of these is normed.
+        final_norm: whether there is a norm after the last block.
+        both_ways: tokens see those after them as well.
+        head: of an encoder, or None.
+        predicts: whether there is an output head; sentence encoders are kept without.
         embed_scale: factor on the embedding.
         softcap: logits l become c tanh(l / c).
         initializer_range: standard deviation of fresh weights where `init` does not say more.
@@ -316,6 +349,13 @@ class ModelConfig:
     norm: NormConfig = NormConfig()
     tied: bool = False
     learned_positions: bool = False
+    position_offset: int = 0
+    token_types: int = 0
+    embed_norm: bool = False
+    final_norm: bool = True
+    both_ways: bool = False
+    head: HeadConfig | None = None
+    predicts: bool = True
     embed_scale: float = 1.0
     softcap: float | None = None
     initializer_range: float = 0.02
@@ -325,13 +365,21 @@ class ModelConfig:
         """Names and shapes of all parameters, as `pando.model.transformer.Transformer` has them."""
         found: dict[str, tuple[int, ...]] = {"embed.weight": (self.vocab_size, self.d_model)}
         if self.learned_positions:
-            found["positions.weight"] = (self.context_length, self.d_model)
+            found["positions.weight"] = (self.context_length + self.position_offset, self.d_model)
+        if self.token_types:
+            found["token_types.weight"] = (self.token_types, self.d_model)
+        if self.embed_norm:
+            found |= _norm("embed_norm", self.d_model, self.norm)
         for i, layer in enumerate(self.layers):
             own = layer.shapes(self.d_model, self.norm)
             found |= {f"layers.{i}.{name}": shape for name, shape in own.items()}
-        found["norm.weight"] = (self.d_model,)
-        if self.norm.bias:
-            found["norm.bias"] = (self.d_model,)
+        if self.final_norm:
+            found |= _norm("norm", self.d_model, self.norm)
+        if self.head is not None:
+            found |= _linear("head_dense", self.d_model, self.d_model, self.head.dense_bias)
+            found |= _norm("head_norm", self.d_model, self.norm)
+            if self.head.bias:
+                found["head_bias"] = (self.vocab_size,)
         if not self.tied:
             found["unembed.weight"] = (self.vocab_size, self.d_model)
         return found
@@ -350,7 +398,9 @@ class ModelConfig:
     @property
     def head_flops(self) -> int:
         """Forward FLOPs of the output head, a token."""
-        return 2 * self.vocab_size * self.d_model
+        if not self.predicts:
+            return 0
+        return 2 * self.d_model * (self.vocab_size + (self.d_model if self.head is not None else 0))
 
     @property
     def matrix_flops(self) -> int:
@@ -372,7 +422,10 @@ class ModelConfig:
                 latent = attention.latent
                 own = attention.head_dim + latent.value_dim
                 width = attention.heads * (2 * latent.rank + latent.rope_dim if cached else own) // 2
-            total += 4 * _pairs(tokens, context, attention.window) * width
+            pairs = _pairs(tokens, context, attention.window)
+            if self.both_ways:
+                pairs = 2 * pairs - tokens
+            total += 4 * pairs * width
         return total
 
     def cache_bytes(self, bytes_per_number: int) -> int:

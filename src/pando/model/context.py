@@ -78,6 +78,7 @@ class RowContext(Context):
         positions: integers [B, T]; None counts from the beginning of each document.
         prefix: bool [B, T]; these slots are seen by all of their document, the others only by what comes after them.
             They stand at the head of a document. None: causal throughout.
+        both_ways: every token sees the ones after it too, as encoders do.
     """
 
     def __init__(
@@ -87,7 +88,10 @@ class RowContext(Context):
         adapters: Adapters | None = None,
         positions: Tensor | None = None,
         prefix: Tensor | None = None,
+        both_ways: bool = False,
     ) -> None:
+        if both_ways:
+            prefix = torch.ones_like(tokens, dtype=torch.bool)
         places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         if prefix is not None and tokens.device.type == "cpu" and not prefix.any():
             prefix = None
@@ -141,7 +145,7 @@ def _document_mask(documents: Tensor, prefix: Tensor | None, window: int | None)
     places = torch.arange(documents.shape[1], device=documents.device)
     visible = seen(places, places, window)
     if prefix is not None:
-        visible = visible | prefix[:, None, :]
+        visible = visible | (prefix[:, None, :] & seen(places, places, window, both_ways=True))
     return ((documents[:, :, None] == documents[:, None, :]) & visible)[:, None]
 
 
@@ -186,11 +190,11 @@ class _Parts:
         window = None if window is None or window >= length else window
         if window is None and prefix <= 1:
             return None, True  # the first token is seen by all in any case
-        if prefix == length:
+        if window is None and prefix == length:
             return None, False
         key = (length, prefix, window)
         if key not in self._masks:
             places = torch.arange(length)
-            self._masks[key] = seen(places, places, window)
-            self._masks[key][:, :prefix] = True
+            both = seen(places, places, window, both_ways=True)
+            self._masks[key] = seen(places, places, window) | (both & (places < prefix))
         return self._masks[key], False

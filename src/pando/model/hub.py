@@ -60,6 +60,7 @@ def fetch(repo: str, commit: str, new: Path, name: str) -> None:
         if hashes[file] is not None and content_hash(partial / file) != f"sha256:{hashes[file]}":
             (partial / file).unlink()
             raise BaseModelError(f"{file} of {repo} is not what the hub says it is; pull again to fetch it anew")
+        (new / file).parent.mkdir(exist_ok=True)
         (partial / file).rename(new / file)
     licence = info.card_data.get("license") if info.card_data is not None else None
     make_manifest(new, base_files(new), name, f"https://huggingface.co/{repo}", commit, licence).write(new / NAME)

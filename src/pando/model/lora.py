@@ -153,7 +153,7 @@ def save_peft(
     grown = {module: math.sqrt(n) if config.rank_stabilised else n for module, n in widened.items()}
     settings = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": None if model.config.both_ways else "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": config.rank,
         "lora_alpha": config.alpha,

@@ -106,6 +106,7 @@ def _from_folder(path: Path, new: Path, name: str) -> None:
     names = base_files(path)
     with progress(sum((path / n).stat().st_size for n in names), f"copying {path.name}") as advance:
         for n in names:
+            (new / n).parent.mkdir(exist_ok=True)
             with (path / n).open("rb") as source:
                 _copy(source.read, new / n, advance)
     make_manifest(new, names, name, str(path)).write(new / NAME)

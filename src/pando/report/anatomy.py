@@ -10,6 +10,7 @@ _ORDERS = {
     "post": ("", "attention", "norm", "", "feed-forward", "norm"),
     "sandwich": ("norm", "attention", "norm", "norm", "feed-forward", "norm"),
     "parallel": ("norm", "attention", "", "norm", "feed-forward", ""),
+    "after": ("", "attention", "sum → norm", "", "feed-forward", "sum → norm"),
 }
 _LIKE = 0.02  # sizes that differ by less are called alike
 
@@ -22,7 +23,7 @@ def picture(facts: Mapping[str, Any]) -> list[str]:
     for block in facts["blocks"]:
         lines += _block(block, facts["layers"])
     head = "the embedding again" if facts["tied"] else "a matrix of its own"
-    lines += [f"  norm → {facts['vocab_size']:,} logits by {head}", ""]
+    lines += [f"  {facts['vocab_size']:,} logits by {head}" if facts["predicts"] else "  hidden states, no logits", ""]
     total = amount(parameters["total"])
     if parameters["active"] != parameters["total"]:
         total += f", {amount(parameters['active'])} active for a token"

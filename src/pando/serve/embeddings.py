@@ -1,4 +1,4 @@
-"""POST /v1/embeddings: the mean of a text's last hidden states, unit length. On a skin only its adapter applies."""
+"""POST /v1/embeddings: a text's vector as the base makes it, unit length. On a skin only its adapter applies."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ async def embeddings(body: EmbeddingBody, request: Request) -> Response:
         if not call.served.model.capabilities.features:
             raise ApiError(400, f"{body.model} cannot embed texts", param="model", code="unsupported_model")
         adapter = call.served.adapter
-        requests = [FeatureRequest(text=text, skin=adapter, truncate=body.truncate) for text in body.input]
+        requests = [
+            FeatureRequest(text=text, pooling="own", skin=adapter, truncate=body.truncate) for text in body.input
+        ]
         found = await call.ask(requests)
         vectors = await call.locally(_vectors, found)
         data = [

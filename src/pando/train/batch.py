@@ -62,9 +62,11 @@ class Batch:
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in (*_ARRAYS, "places")}
         return replace(self, **moved)
 
-    def context(self) -> RowContext:
-        """What the model's blocks may ask about these rows."""
-        return RowContext(self.tokens, self.documents, positions=self.positions, prefix=self.prefix)
+    def context(self, both_ways: bool = False) -> RowContext:
+        """What the model's blocks may ask about these rows; an encoder's (`both_ways`) see their whole document."""
+        return RowContext(
+            self.tokens, self.documents, positions=self.positions, prefix=self.prefix, both_ways=both_ways
+        )
 
 
 def collate_rows(rows: Sequence[Sequence[Piece]], length: int, names: tuple[str, ...], end: int) -> Batch:

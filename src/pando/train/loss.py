@@ -45,12 +45,14 @@ def batch_loss(model: Transformer, batch: Batch, *, z_loss: float = 0.0, chunk: 
             arXiv 2204.02311, section 5).
         chunk: places of a chunk of the head; None fits the device.
     """
-    hidden = model(batch.tokens, batch.context()).flatten(0, 1)
+    hidden = model(batch.tokens, batch.context(model.config.both_ways)).flatten(0, 1)
     if batch.weight < hidden.shape[0]:
         hidden = hidden.index_select(0, batch.places)
     targets = batch.targets.flatten()[batch.places]
-    softcap = model.config.softcap
-    total, nats, squares = head_loss(hidden, model.head_weight, targets, z_loss=z_loss, softcap=softcap, chunk=chunk)
+    hidden, cap = model.before_head(hidden), model.config.softcap
+    total, nats, squares = head_loss(
+        hidden, model.head_weight, targets, bias=model.head_bias, z_loss=z_loss, softcap=cap, chunk=chunk
+    )
     kinds = batch.objective.flatten()[batch.places]
     sums = nats.new_zeros(len(batch.names), 2).index_add_(0, kinds, torch.stack((nats, torch.ones_like(nats)), dim=1))
     logs = dict(zip(batch.names, sums.unbind(), strict=True))
@@ -65,6 +67,7 @@ def head_loss(
     weight: Tensor,
     targets: Tensor,
     *,
+    bias: Tensor | None = None,
     z_loss: float = 0.0,
     softcap: float | None = None,
     chunk: int | None = None,
@@ -74,6 +77,7 @@ def head_loss(
     Products are made in the dtype of `weight` (or of autocast, where it is on), sums and softmax in float32.
 
     Args:
+        bias: [V], added to the products, or None.
         softcap: logits l become c tanh(l / c) before the softmax.
 
     Returns:
@@ -83,7 +87,7 @@ def head_loss(
     if chunk is None:
         numbers = _CHUNK_NUMBERS.get(weight.device.type, _CHUNK_NUMBERS["cuda"])
         chunk = max(128, numbers // weight.shape[0])
-    found: tuple[Tensor, Tensor, Tensor] = _HeadLoss.apply(hidden, weight, targets, z_loss, softcap, chunk)  # type: ignore[no-untyped-call]
+    found: tuple[Tensor, Tensor, Tensor] = _HeadLoss.apply(hidden, weight, bias, targets, z_loss, softcap, chunk)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -92,36 +96,47 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float, softcap: float | None, chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        z_loss: float,
+        softcap: float | None,
+        chunk: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         kind = hidden.device.type
         number = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         with torch.autocast(kind, enabled=False):
             w = weight.to(number)
             d_hidden = torch.empty_like(hidden) if wants_hidden else None
             d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+            d_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
             nats, squares = (torch.empty(len(targets), device=hidden.device) for _ in range(2))
             for start in range(0, len(targets), chunk):
                 part = slice(start, start + chunk)
                 h = hidden[part].to(number)
-                wanted = wants_hidden or wants_weight
-                nats[part], log_total, grad = _chunk(h @ w.T, targets[part], z_loss, softcap, wanted)
+                logits = h @ w.T if bias is None else torch.addmm(bias.to(number), h, w.T)
+                wanted = wants_hidden or wants_weight or wants_bias
+                nats[part], log_total, grad = _chunk(logits, targets[part], z_loss, softcap, wanted)
                 squares[part] = log_total.square()
                 if d_hidden is not None:
                     d_hidden[part] = grad.to(number) @ w
                 if d_weight is not None:
                     _add_product(d_weight, grad.to(number), h)
-        ctx.save_for_backward(d_hidden, None if d_weight is None else d_weight.to(weight.dtype))
+                if d_bias is not None:
+                    d_bias += grad.sum(0)
+        ctx.save_for_backward(d_hidden, None if d_weight is None else d_weight.to(weight.dtype), d_bias)
         ctx.mark_non_differentiable(nats, squares)
         total = nats.sum(dtype=torch.float64) + z_loss * squares.sum(dtype=torch.float64)
         return total.float(), nats, squares
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-        d_hidden, d_weight = (None if d is None else d.mul_(scale.to(d.dtype)) for d in ctx.saved_tensors)
-        return d_hidden, d_weight, None, None, None, None
+    def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = (None if d is None else d.mul_(scale.to(d.dtype)) for d in ctx.saved_tensors)
+        return (*gradients, None, None, None, None)
 
 
 def _chunk(

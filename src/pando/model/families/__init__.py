@@ -21,6 +21,7 @@ Keys = Callable[[ModelConfig], Iterator[tuple[str, str]]]
 
 # Hugging Face `model_type` -> module of this package
 _MODULES = {
+    "bert": "bert",
     "deepseek_v2": "deepseek_v2",
     "deepseek_v3": "deepseek_v3",
     "gemma2": "gemma2",
@@ -30,6 +31,7 @@ _MODULES = {
     "llama": "llama",
     "mistral": "mistral",
     "mixtral": "mixtral",
+    "modernbert": "modernbert",
     "olmo2": "olmo2",
     "olmo3": "olmo3",
     "olmoe": "olmoe",
@@ -38,8 +40,10 @@ _MODULES = {
     "qwen2_moe": "qwen2_moe",
     "qwen3": "qwen3",
     "qwen3_moe": "qwen3_moe",
+    "roberta": "roberta",
     "smollm3": "smollm3",
     "starcoder2": "starcoder2",
+    "xlm-roberta": "roberta",
 }
 
 

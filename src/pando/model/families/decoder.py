@@ -98,15 +98,15 @@ def finish(
     switches: Switches, family: str, shape: Shape, layers: Sequence[LayerConfig], norm: NormConfig, **more: Any
 ) -> ModelConfig:
     """The config of what was read; whatever switch is left over is refused by name."""
+    values: dict[str, Any] = {"context_length": shape.context_length} | more
     config = ModelConfig(
         family=family,
         vocab_size=switches.integer("vocab_size"),
         d_model=shape.d_model,
         layers=tuple(layers),
-        context_length=shape.context_length,
         norm=norm,
         initializer_range=switches.number("initializer_range", 0.02),
-        **more,
+        **values,
     )
     switches.close()
     return _checked(config)

@@ -1,0 +1,119 @@
+"""The modernbert family (ModernBERT): an encoder with norms before each part, rotary positions, gated GELU, two local
+layers to a global one.
+
+Paper: arXiv 2412.13663. Not covered: classification heads, dropout, quantised weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pando.model.config import HeadConfig, LayerConfig, ModelConfig, NormConfig
+from pando.model.families import Family, Packed
+from pando.model.families.decoder import (
+    FULL,
+    SLIDING,
+    finish,
+    names,
+    packed,
+    read_shape,
+    read_windows,
+    write_decoder,
+    write_ropes,
+    write_windows,
+)
+from pando.model.families.reading import Switches, read_ropes
+
+_SITES = {"attention_norm": "attn_norm", "attention.o": "attn.Wo", "mlp_norm": "mlp_norm", "mlp.down": "mlp.Wo"}
+_ENDS = {
+    "embed": "model.embeddings.tok_embeddings",
+    "embed_norm": "model.embeddings.norm",
+    "norm": "model.final_norm",
+    "head_dense": "head.dense",
+    "head_norm": "head.norm",
+    "unembed": "decoder",
+}
+_FUSED = {"attn.Wqkv": ("attention.q", "attention.k", "attention.v"), "mlp.Wi": ("mlp.gate", "mlp.up")}
+_LAYERS = "model.layers.{}"
+_UNUSED = (
+    "embedding_dropout", "mlp_dropout", "classifier_dropout", "classifier_activation", "classifier_pooling",
+    "deterministic_flash_attn", "reference_compile", "repad_logits_with_grad", "sparse_prediction",
+    "sparse_pred_ignore_index", "initializer_cutoff_factor", "gradient_checkpointing", "cls_token_id",
+)  # fmt: skip
+_KINDS = {FULL: ("global_rope_theta", 160_000.0), SLIDING: ("local_rope_theta", 10_000.0)}
+
+
+def _config(hf: dict[str, Any]) -> ModelConfig:
+    switches = Switches({"hidden_activation": "gelu", "norm_eps": 1e-5} | hf)
+    switches.ignore(*_UNUSED)
+    switches.ignore("layer_norm_eps")  # written besides `norm_eps`, which counts
+    switches.only("position_embedding_type", "absolute")  # written by mistake
+    shape = read_shape(switches, activation="hidden_activation")
+    ropes = read_ropes(switches, shape.head_dim, shape.context_length, _KINDS)
+    reach = switches.integer("local_attention", 128) // 2 + 1
+    every = switches.integer("global_attn_every_n_layers", 3)
+    types = Switches({"layer_types": switches.each("layer_types", FULL, SLIDING), "sliding_window": reach})
+    bias, mlp_bias = switches.flag("attention_bias", False), switches.flag("mlp_bias", False)
+    layers = []
+    for i, window in enumerate(read_windows(types, shape.depth, lambda layer: layer % every != 0)):
+        rope = ropes[FULL if window is None else SLIDING]
+        attention = shape.attention(rope, bias=bias, out_bias=bias, window=window)
+        layers.append(LayerConfig(attention, shape.mlp(bias=mlp_bias), attention_norm=i > 0))
+    predicts = any(str(name).endswith("MaskedLM") for name in hf.get("architectures") or ())
+    dense_bias, logits_bias = switches.flag("classifier_bias", False), switches.flag("decoder_bias", True)
+    tied = switches.flag("tie_word_embeddings", True)
+    return finish(
+        switches,
+        "modernbert",
+        shape,
+        layers,
+        NormConfig("layer", switches.number("norm_eps"), bias=switches.flag("norm_bias", False)),
+        tied=tied or not predicts,
+        embed_norm=True,
+        both_ways=True,
+        head=HeadConfig(shape.activation, dense_bias, logits_bias) if predicts else None,
+        predicts=predicts,
+    )
+
+
+def _hf_config(config: ModelConfig) -> dict[str, Any]:
+    attention, mlp = config.layers[0].attention, config.layers[0].mlp
+    windows = [layer.attention.window for layer in config.layers if layer.attention.window is not None]
+    kind = "ModernBertForMaskedLM" if config.predicts else "ModernBertModel"
+    switches: dict[str, Any] = {
+        "local_attention": 2 * (windows[0] - 1) if windows else 128,
+        "layer_types": write_windows(config)["layer_types"],
+        "attention_bias": attention.bias,
+        "mlp_bias": getattr(mlp, "bias", False),
+        "norm_bias": config.norm.bias,
+        "classifier_bias": config.head is not None and config.head.dense_bias,
+        "decoder_bias": config.head is None or config.head.bias,
+        "pad_token_id": None,
+    }
+    written = write_decoder(config, kind, activation="hidden_activation", **switches)
+    written["norm_eps"] = written.pop("rms_norm_eps")
+    for other in ("num_key_value_heads", "head_dim", "rope_theta"):
+        written.pop(other)
+    return written | write_ropes(config)
+
+
+def _keys(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    yield from names(config, _SITES, _ENDS, _LAYERS)
+    if config.head is not None and config.head.bias:
+        yield "head_bias", "decoder.bias"
+
+
+def _packed(config: ModelConfig) -> Iterator[Packed]:
+    return packed(config, _LAYERS, _FUSED)
+
+
+FAMILY = Family(
+    name="modernbert",
+    config=_config,
+    hf_config=_hf_config,
+    keys=_keys,
+    packed=_packed,
+    prefix="model.",
+    ignored=(r"decoder\.weight",),
+)

@@ -1,0 +1,70 @@
+"""How a base makes one vector of a text: what a sentence encoder's own files say (sentence-transformers)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pando.errors import BaseModelError
+
+MODULES = "modules.json"
+FILES = (MODULES, "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json")
+_POOLINGS: dict[str, Literal["mean", "first", "last"]] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "first",
+    "pooling_mode_lasttoken": "last",
+}
+_KNOWN = {"Transformer", "Pooling", "Normalize"}
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """How texts become vectors; they are brought to unit length in any case.
+
+    Attributes:
+        pooling: the mean of the last hidden states, that of the first token, or of the last one.
+        max_tokens: what the encoder was trained for, or None.
+        prompt: stands before every text.
+    """
+
+    pooling: Literal["mean", "first", "last"] = "mean"
+    max_tokens: int | None = None
+    prompt: str = ""
+
+
+def read_embedding(folder: Path) -> Embedding:
+    """The settings in a base's folder; the mean where it is no sentence encoder.
+
+    Raises:
+        BaseModelError: a file is damaged, or asks for something that is not supported; names it.
+    """
+    if not (folder / MODULES).is_file():
+        return Embedding()
+    kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in _json(folder / MODULES, list)]
+    if unknown := [kind for kind in kinds if kind not in _KNOWN]:
+        raise BaseModelError(f"{folder / MODULES}: {', '.join(unknown)} is not supported (only {', '.join(_KNOWN)})")
+    pooling: Literal["mean", "first", "last"] = "mean"
+    if "Pooling" in kinds:
+        path = folder / "1_Pooling" / "config.json"
+        chosen = [name for name, on in _json(path, dict).items() if name.startswith("pooling_mode_") and on]
+        if len(chosen) != 1 or chosen[0] not in _POOLINGS:
+            raise BaseModelError(f"{path}: {' and '.join(chosen) or 'no pooling'} is not supported")
+        pooling = _POOLINGS[chosen[0]]
+    size = _json(folder / "sentence_bert_config.json", dict).get("max_seq_length")
+    more = _json(folder / "config_sentence_transformers.json", dict)
+    prompts, default = more.get("prompts") or {}, more.get("default_prompt_name")
+    return Embedding(pooling, size if type(size) is int else None, prompts.get(default, "") if default else "")
+
+
+def _json(path: Path, kind: type) -> Any:
+    if not path.is_file():
+        return kind()
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BaseModelError(f"{path} is not valid JSON ({error}); fetch the model again") from None
+    if not isinstance(found, kind):
+        raise BaseModelError(f"{path} does not hold a JSON {'list' if kind is list else 'object'}")
+    return found
