@@ -23,6 +23,9 @@ engine, rungs and server. A switch in a config that is not covered is refused by
 prints what any of them is made of and costs, from its config.json alone. [How a family is added](new-family.md) has a
 page.
 
+`pando upcycle BASE --out DIR` makes a mixture of a dense llama, mistral or qwen3: every expert begins as the base's
+feed-forward layer, so that it says what the base says until it is trained further.
+
 Active parameters are all but those of the experts that a token does not go to; embeddings count. FLOPs count a
 multiply-add as two; those of attention are those of the pairs that are seen.
 

@@ -31,6 +31,7 @@ VERBS = {
     "chat": "Talk to a base model or a skin in the terminal.",
     "serve": "Serve the base and all skins over HTTP, as OpenAI does.",
     "export": "Write a base as a Hugging Face folder or a GGUF file.",
+    "upcycle": "Make a mixture of experts of a dense base.",
     "ledger": "Show what was spent: tokens, seconds, money.",
 }
 _MEND = {

@@ -81,6 +81,8 @@ class _Hooks:
 
         engine = self._engine(model)
         try:
+            if not engine.capabilities.generate:
+                return []
             raw = engine.base.tokenizer.raw
             requests = [
                 GenerateRequest(
@@ -103,6 +105,8 @@ class _Hooks:
 
         engine = self._engine(model)
         try:
+            if not engine.capabilities.score:
+                return {}
             found = {kind: one.share for kind, one in pair_shares(engine, context=[self.shards.end]).items()}
             if self.answers:
                 found["answer_bits_per_byte"] = gold_bits(engine, self.answers).per_byte

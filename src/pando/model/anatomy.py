@@ -60,7 +60,7 @@ def facts(config: ModelConfig, name: str) -> dict[str, Any]:
         "context_length": length,
         "tied": config.tied,
         "predicts": config.predicts,
-        "blocks": [{"layers": numbers, **_block(layer)} for layer, numbers in _kinds(config)],
+        "blocks": [{"layers": numbers, **_block(layer, config.both_ways)} for layer, numbers in _kinds(config)],
         "parameters": {
             "total": config.parameters,
             "active": config.active_parameters,
@@ -68,8 +68,9 @@ def facts(config: ModelConfig, name: str) -> dict[str, Any]:
         },
         "flops_per_token": matrices,
         "attention_flops_per_token": config.flops(1, length - 1) - config.matrix_flops,
-        "kv_bytes_per_token": config.cache_bytes(CACHE_NUMBER),
-        "kv_bytes_at_context": sum(_cached(layer, length) for layer in config.layers),
+        # an encoder keeps nothing of a text once its vectors are there
+        "kv_bytes_per_token": 0 if config.both_ways else config.cache_bytes(CACHE_NUMBER),
+        "kv_bytes_at_context": 0 if config.both_ways else sum(_cached(layer, length) for layer in config.layers),
         "memory": {
             "float32": 4 * config.parameters,
             "bfloat16": 2 * config.parameters,
@@ -109,18 +110,23 @@ def _kinds(config: ModelConfig) -> list[tuple[LayerConfig, list[int]]]:
     return list(found.items())
 
 
-def _block(layer: LayerConfig) -> dict[str, Any]:
-    return {"order": layer.order, "attention": attention_words(layer.attention), "mlp": mlp_words(layer)}
+def _block(layer: LayerConfig, both_ways: bool) -> dict[str, Any]:
+    return {"order": layer.order, "attention": attention_words(layer.attention, both_ways), "mlp": mlp_words(layer)}
 
 
-def attention_words(config: AttentionConfig) -> str:
+def attention_words(config: AttentionConfig, both_ways: bool) -> str:
     """Attention in a line."""
     words = [f"{config.heads} heads of {config.head_dim}"]
     if config.latent is not None:
         words[0] += f" over a latent vector of {config.latent.rank} and one key of {config.latent.rope_dim}"
     elif config.kv_heads < config.heads:
         words[0] += f" over {config.kv_heads} of keys and values"
-    words.append("all tokens" if config.window is None else f"the last {config.window:,} tokens")
+    if config.window is None:
+        words.append("all tokens, both ways" if both_ways else "all tokens before")
+    elif both_ways:
+        words.append(f"tokens up to {config.window - 1:,} away")
+    else:
+        words.append(f"the last {config.window:,} tokens")
     if config.qk_norm is not None:
         words.append("queries and keys normed" + (" as a whole" if config.qk_norm == "whole" else ""))
     if config.softcap is not None:

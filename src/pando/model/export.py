@@ -46,7 +46,7 @@ def write_base(folder: Path, model: Transformer, tokenizer_folder: Path, card: C
             f"{model.config.vocab_size}: it is not the tokenizer that the model was trained with"
         )
     with atomic_dir(folder) as new:
-        _copy_tokenizer(tokenizer_folder, new)
+        copy_tokenizer(tokenizer_folder, new)
         _begin_as_trained(new)
         ids = _token_ids(Tokenizer(new))
         save_model(model, new, ids)
@@ -64,18 +64,22 @@ def write_hf(base: BaseModel, folder: Path, dtype: str = "float32") -> None:
     import torch
 
     model = base.module(dtype=getattr(torch, dtype))
-    old = read_json(base.folder / "config.json")
-    ids = {key: old[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if old.get(key) is not None}
     with atomic_dir(folder) as new:
-        save_model(model, new, ids)
-        _copy_tokenizer(base.folder, new)
-        for name in ("generation_config.json", CARD):
-            if (base.folder / name).is_file():
-                shutil.copyfile(base.folder / name, new / name)
+        save_model(model, new, copied_ids(base))
+        copy_tokenizer(base.folder, new)
+        if (base.folder / CARD).is_file():
+            shutil.copyfile(base.folder / CARD, new / CARD)
 
 
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    for name in _TOKENIZER_FILES:
+def copied_ids(base: BaseModel) -> dict[str, Any]:
+    """The token ids of a base's config.json."""
+    old = read_json(base.folder / "config.json")
+    return {key: old[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if old.get(key) is not None}
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies the files of a tokenizer, and how it ends texts."""
+    for name in (*_TOKENIZER_FILES, "generation_config.json"):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
 

@@ -31,16 +31,17 @@ def picture(facts: Mapping[str, Any]) -> list[str]:
     rows = [
         ("parameters", total),
         ("FLOPs", f"{amount(facts['flops_per_token'])} a token, {amount(full)} where the context is full"),
-        (
-            "cache",
-            f"{facts['kv_bytes_per_token']:,} bytes a token in bfloat16, {size(facts['kv_bytes_at_context'])} "
-            "where the context is full",
-        ),
+        *([("cache", _cache(facts))] if facts["kv_bytes_per_token"] else []),
         ("weights", ", ".join(f"{size(held)} in {dtype}" for dtype, held in memory.items())),
         ("context", f"{facts['context_length']:,} tokens"),
         *((f"can {verb}", ", ".join(ways)) for verb, ways in facts["can"].items()),
     ]
     return lines + [f"  {name:<12}{text}" for name, text in rows]
+
+
+def _cache(facts: Mapping[str, Any]) -> str:
+    full = size(facts["kv_bytes_at_context"])
+    return f"{facts['kv_bytes_per_token']:,} bytes a token in bfloat16, {full} where the context is full"
 
 
 def _block(block: Mapping[str, Any], depth: int) -> list[str]:

@@ -47,15 +47,19 @@ class ShapeConfig:
     """The model's shape; exactly that of a family which transformers knows.
 
     Attributes:
-        family: "qwen3" (with norms on queries and keys) or "llama".
+        family: "qwen3" (with norms on queries and keys), "llama", or "modernbert", an encoder, which learns by the
+            objective `masked`.
         depth: blocks. width: d_model. hidden: of the feed-forward layers.
         heads, kv_heads, head_dim: of attention.
         context: most positions, in tokens.
         tied: whether the head is the embedding.
         rope_theta: base of the rotary frequencies.
+        experts: of a mixture in every block (Qwen3-MoE, Mixtral); 0: a plain feed-forward layer.
+        top_k: experts that a token goes to.
+        expert_hidden: width of an expert; 0 is `hidden` / `top_k`, so that a token meets as many weights as without.
     """
 
-    family: Literal["qwen3", "llama"] = "qwen3"
+    family: Literal["qwen3", "llama", "modernbert"] = "qwen3"
     depth: int = 12
     width: int = 768
     hidden: int = 2048
@@ -65,6 +69,9 @@ class ShapeConfig:
     context: int = 1024
     tied: bool = True
     rope_theta: float = 10_000.0
+    experts: int = 0
+    top_k: int = 2
+    expert_hidden: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,7 @@ class PretrainConfig:
         batch: slots of one step.
         sequence: slots of a row.
         z_loss: factor of the z-loss.
+        balance: factor of the loss that spreads tokens over experts.
         init: how fresh weights are drawn (pando.model.config.InitConfig).
         model, optim, machine, keep, watch: see there.
     """
@@ -156,6 +164,7 @@ class PretrainConfig:
     batch: int = 0
     sequence: int = 512
     z_loss: float = 0.0
+    balance: float = 0.01
     init: InitConfig = field(default_factory=InitConfig)
     model: ShapeConfig = ShapeConfig()
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -183,7 +192,7 @@ FREE = {"name", "keep", "watch", "machine.device", "machine.micro_rows", "machin
 _LEAST: dict[str, float] = {
     "budget.hours": 1e-6, "budget.usd": 1e-9, "model.depth": 1, "model.width": 1, "model.hidden": 1, "model.heads": 1,
     "model.kv_heads": 1, "model.head_dim": 2, "model.context": 2, "model.rope_theta": 1, "tokens": 1, "batch": 1,
-    "sequence": 2, "keep.last": 1, "watch.sample_tokens": 1, "optim.momentum_steps": 0,
+    "sequence": 2, "model.top_k": 1, "keep.last": 1, "watch.sample_tokens": 1, "optim.momentum_steps": 0,
     "optim.epsilon": 1e-30, "optim.spike_window": 2,
 }  # fmt: skip
 _BELOW_ONE = {"optim.momentum", "optim.second_beta", "optim.beta1", "optim.beta2"}
@@ -354,6 +363,14 @@ def _together(given: Given) -> None:
     heads, kv = values.get("model.heads"), values.get("model.kv_heads")
     if heads and kv and heads % kv:
         raise given.wrong("model.kv_heads", f"{heads} heads cannot share {kv} key-value heads")
+    experts = values.get("model.experts", 0)
+    if experts and values.get("model.top_k", 2) > experts:
+        raise given.wrong("model.top_k", f"is more than model.experts, {experts}")
+    if values.get("model.family") == "modernbert":
+        if experts:
+            raise given.wrong("model.experts", "encoders have none")
+        if set(values.get("objectives", {"causal": 1.0})) != {"masked"}:
+            raise given.wrong("objectives", "an encoder learns by masked alone: write {masked: 1}")
     if values.get("model.head_dim", 2) % 2:
         raise given.wrong("model.head_dim", "must be even, for rotary positions")
     if values.get("sequence", 2) > values.get("model.context", values.get("sequence", 2)):

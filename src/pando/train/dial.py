@@ -14,10 +14,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from pando.model.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig, NormConfig, RopeConfig
+from pando.model.config import (
+    AttentionConfig,
+    ExpertsConfig,
+    HeadConfig,
+    LayerConfig,
+    MlpConfig,
+    ModelConfig,
+    NormConfig,
+    RopeConfig,
+    RouterConfig,
+)
 from pando.train.config import Given, PretrainConfig, ShapeConfig, build, parse_count
 
 TOKENS_PER_WEIGHT = 12  # nanochat
@@ -30,6 +40,7 @@ EPOCHS = 4  # Muennighoff et al.
 LEAST_STEPS = 600  # ours: below, a small run is limited by its number of updates rather than by their noise
 MOST_DECAY = 0.3  # ours: the time constant's rule was never tried on runs this short
 _HEAD = 64
+_MIXTURES = {"qwen3": "qwen3_moe", "llama": "mixtral"}  # families as they are called with experts
 
 
 @dataclass(frozen=True)
@@ -89,25 +100,39 @@ def resolve(given: Given, corpus: CorpusFacts, flops: Callable[[], float], usd_p
 def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:
     """The model of a resolved configuration."""
     shape = config.model
-    switches: dict[str, Any] = {"qk_norm": "head"} if shape.family == "qwen3" else {}
     rope = RopeConfig(shape.head_dim, shape.rope_theta)
-    attention = AttentionConfig(shape.heads, shape.kv_heads, shape.head_dim, rope, **switches)
+    norm_keys: Literal["head"] | None = "head" if shape.family == "qwen3" else None
+    attention = AttentionConfig(shape.heads, shape.kv_heads, shape.head_dim, rope, qk_norm=norm_keys)
+    mlp: MlpConfig | ExpertsConfig = MlpConfig(shape.hidden)
+    family: str = shape.family
+    more: dict[str, Any] = {}
+    if shape.experts:
+        each = shape.expert_hidden or max(1, shape.hidden // shape.top_k)
+        mlp = ExpertsConfig(shape.experts, each, RouterConfig(shape.top_k))
+        family = _MIXTURES[shape.family]
+    layers = [LayerConfig(attention, mlp)] * shape.depth
+    if shape.family == "modernbert":
+        plain = LayerConfig(attention, MlpConfig(shape.hidden, "gelu"))
+        layers = [replace(plain, attention_norm=i > 0) for i in range(shape.depth)]
+        more = {"embed_norm": True, "both_ways": True, "head": HeadConfig("gelu", dense_bias=False)}
     return ModelConfig(
-        family=shape.family,
+        family=family,
         vocab_size=vocab_size,
         d_model=shape.width,
-        layers=(LayerConfig(attention, MlpConfig(shape.hidden)),) * shape.depth,
+        layers=tuple(layers),
         context_length=shape.context,
-        norm=NormConfig(eps=1e-6),
+        norm=NormConfig("layer", 1e-5) if shape.family == "modernbert" else NormConfig(eps=1e-6),
         tied=shape.tied,
         init=config.init,
+        **more,
     )
 
 
 def scaling_weights(model: ModelConfig) -> int:
-    """Weights that do the work: matrices and the output head (nanochat's choice for its rules)."""
+    """Weights that do the work: matrices and the output head (nanochat's choice for its rules); of experts, those that
+    a token meets."""
     embeddings = model.vocab_size * model.d_model * (1 if model.tied else 2)
-    return model.parameters - embeddings + model.vocab_size * model.d_model
+    return model.active_parameters - embeddings + model.vocab_size * model.d_model
 
 
 def best_batch(tokens: int, sequence: int) -> int:
@@ -146,7 +171,8 @@ def _heads(values: dict[str, Any], depth: int, width: int) -> ShapeConfig:
     about 8/3 of the width."""
     head_dim = values.get("model.head_dim", _HEAD if width < 2048 else 128)
     heads = values.get("model.heads", max(1, width // head_dim))
-    kv = values.get("model.kv_heads", heads // 2 if heads % 2 == 0 else heads)
+    grouped = heads % 2 == 0 and values.get("model.family") != "modernbert"
+    kv = values.get("model.kv_heads", heads // 2 if grouped else heads)
     hidden = values.get("model.hidden", 64 * round(8 * width / 3 / 64))
     given = {name.removeprefix("model."): v for name, v in values.items() if name.startswith("model.")}
     length = {"context": max(1024, values.get("sequence", 0))}
@@ -195,6 +221,8 @@ def _checked(given: Given, config: PretrainConfig) -> PretrainConfig:
     shape = config.model
     if config.sequence > shape.context:
         raise given.wrong("sequence", f"{config.sequence} is longer than model.context, {shape.context}")
+    if shape.family == "modernbert" and shape.kv_heads != shape.heads:
+        raise given.wrong("model.kv_heads", f"this encoder has as many as heads, {shape.heads}")
     if shape.heads % shape.kv_heads:
         raise given.wrong("model.kv_heads", f"{shape.heads} heads cannot share {shape.kv_heads} key-value heads")
     if config.batch < config.sequence:

@@ -233,7 +233,9 @@ class _Run:
         if hooks is not None and (sample or evaluate):
             model = gathered(self.trainer.model, self.place)
             if model is not None and sample:
-                self._tell("sample", made, {"texts": hooks.samples(model, self.config)})
+                texts = hooks.samples(model, self.config)
+                if texts:
+                    self._tell("sample", made, {"texts": texts})
             if model is not None and evaluate:
                 scores = dict(hooks.evaluate(model, self.config))
                 if scores:

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pando.model.transformer import Transformer
-from pando.train.batch import Batch
+from pando.train.batch import PADDING, Batch
+from pando.train.routing import Routing, mixture_layers
 
 _CHUNK_NUMBERS = {"cpu": 1 << 21, "cuda": 1 << 27}  # logits of a chunk; more were slower on a CPU (its caches)
 
@@ -27,15 +28,20 @@ class Loss:
     Attributes:
         total: float32 scalar with gradient, nats over all targets, the z-loss included.
         weight: float32 scalar, how many targets there are.
-        logs: for each objective, and "z" where there is a z-loss: float32 [2], its sum in nats and its targets.
+        logs: for each objective, "z" where there is a z-loss and "balance" where experts are balanced by one: float32
+            [2], its sum in nats and its targets.
+        loads: how many tokens each expert got, [layers with experts, experts]; None where there are none.
     """
 
     total: Tensor
     weight: Tensor
     logs: dict[str, Tensor]
+    loads: Tensor | None = None
 
 
-def batch_loss(model: Transformer, batch: Batch, *, z_loss: float = 0.0, chunk: int | None = None) -> Loss:
+def batch_loss(
+    model: Transformer, batch: Batch, *, z_loss: float = 0.0, balance: float = 0.0, chunk: int | None = None
+) -> Loss:
     """The loss of a batch, whatever objectives it is made of.
 
     Args:
@@ -43,9 +49,13 @@ def batch_loss(model: Transformer, batch: Batch, *, z_loss: float = 0.0, chunk: 
         batch: on the model's device.
         z_loss: factor on the squared log of the softmax's denominator, which keeps logits from drifting (PaLM,
             arXiv 2204.02311, section 5).
+        balance: factor on the load-balancing loss of experts, for each target of the batch.
         chunk: places of a chunk of the head; None fits the device.
     """
-    hidden = model(batch.tokens, batch.context(model.config.both_ways)).flatten(0, 1)
+    ctx = batch.context(model.config.both_ways)
+    routing = Routing(model.config, batch.documents.flatten() != PADDING) if mixture_layers(model.config) else None
+    ctx.routed = routing
+    hidden = model(batch.tokens, ctx).flatten(0, 1)
     if batch.weight < hidden.shape[0]:
         hidden = hidden.index_select(0, batch.places)
     targets = batch.targets.flatten()[batch.places]
@@ -59,7 +69,13 @@ def batch_loss(model: Transformer, batch: Batch, *, z_loss: float = 0.0, chunk: 
     weight = torch.tensor(float(batch.weight), device=nats.device)
     if z_loss:
         logs["z"] = torch.stack((z_loss * squares.sum(), weight))
-    return Loss(total, weight, logs)
+    if routing is None:
+        return Loss(total, weight, logs)
+    if balance:
+        spread = balance * weight * routing.loss()
+        total = total + spread
+        logs["balance"] = torch.stack((spread.detach(), weight))
+    return Loss(total, weight, logs, routing.loads)
 
 
 def head_loss(

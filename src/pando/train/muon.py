@@ -1,7 +1,8 @@
 """Muon for stacks of matrices of one shape, and fused AdamW for everything else. Both act on a rank's own part of each
 parameter; what is sharded is gathered only for the orthogonalisation.
 
-Shapes: K matrices [M, N] of one shape are a stack [K, M, N]; a rank holds rows [m, N] of each.
+Shapes: K matrices [M, N] of one shape are a stack [K, M, N]; a rank holds rows [m, N] of each. Parameters that are
+stacks themselves (experts, [E, M, N]) lie one behind the other in it, and a rank holds whole matrices of them.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ class MuonStack:
     """Matrices of one shape, updated together.
 
     Args:
-        parameters: by name, all [M, N]; tensors, or DTensors sharded by rows over one mesh.
+        parameters: by name, all [M, N] or all [E, M, N]; tensors, or DTensors sharded by their first dimension over one
+            mesh.
         normalise: whether `even_out` is applied.
         number: dtype of the orthogonalisation's products.
         coefficients, margin: see `orthogonalise`.
@@ -89,9 +91,11 @@ class MuonStack:
     ) -> None:
         self.parameters = parameters
         first = next(iter(parameters.values()))
-        rows, columns = first.shape
-        shape = (len(parameters), rows, 1) if rows >= columns else (len(parameters), 1, columns)
+        rows, columns = first.shape[-2:]
         local = local_part(first)
+        self._stacks = first.ndim == 3
+        inner = (rows, 1) if rows >= columns else (1, columns)
+        shape = (len(parameters), *local.shape[:-2], *inner)
         self._momentum = torch.zeros(len(parameters), *local.shape, device=local.device)
         self._second = torch.zeros(shape, device=local.device) if normalise else None
         self._number, self._coefficients, self._margin = number, coefficients, margin
@@ -115,7 +119,7 @@ class MuonStack:
         update = self._orthogonal(torch.lerp(gradients, self._momentum, momentum))
         if self._second is not None:
             update = even_out(update, self._second, 1 - (1 - beta) * keep)
-        rows, columns = next(iter(self.parameters.values())).shape
+        rows, columns = next(iter(self.parameters.values())).shape[-2:]
         update = self._own_rows(update) * (rate * keep * max(1.0, rows / columns) ** 0.5)
         if decay:
             weights = torch.stack(parts)
@@ -126,12 +130,17 @@ class MuonStack:
         """State by name: views, which a loader fills in place. Momenta are sharded as their parameters are."""
         found = {f"momentum.{name}": like(p, self._momentum[i]) for i, (name, p) in enumerate(self.parameters.items())}
         if self._second is not None:
-            found |= {f"second.{name}": self._second[i] for i, name in enumerate(self.parameters)}
+            for i, (name, p) in enumerate(self.parameters.items()):
+                found[f"second.{name}"] = like(p, self._second[i]) if self._stacks else self._second[i]
         return found
 
     def _orthogonal(self, update: Tensor) -> Tensor:
         """[K, m, N] of each rank -> [K, M, N] on every rank; each rank works on its share of the stack."""
         first = next(iter(self.parameters.values()))
+        if self._stacks:
+            flat = update.flatten(0, 1)
+            made = orthogonalise(flat, self._coefficients, self._number, self._margin).float()
+            return made.view(update.shape)
         if not isinstance(first, DTensor):
             return orthogonalise(update, self._coefficients, self._number, self._margin).float()
         mesh, count = first.device_mesh, len(update)
@@ -150,7 +159,7 @@ class MuonStack:
 
     def _own_rows(self, update: Tensor) -> Tensor:
         first = next(iter(self.parameters.values()))
-        if not isinstance(first, DTensor):
+        if self._stacks or not isinstance(first, DTensor):
             return update
         start = first_row(first)
         return update[:, start : start + first.to_local().shape[0]]
@@ -209,16 +218,17 @@ def local_part(tensor: Tensor) -> Tensor:
 
 
 def like(parameter: Tensor, part: Tensor) -> Tensor:
-    """`part` as this rank's part of a tensor that is laid out as `parameter` is."""
+    """`part` as this rank's part of a tensor that is laid out as `parameter` is, by its first dimension."""
     if not isinstance(parameter, DTensor):
         return part
+    shape = torch.Size((parameter.shape[0], *part.shape[1:]))
     made: Any = DTensor.from_local(
         part,
         parameter.device_mesh,
         parameter.placements,
         run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
+        shape=shape,
+        stride=torch.empty(shape, device="meta").stride(),
     )
     return cast(Tensor, made)
 

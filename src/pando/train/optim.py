@@ -14,6 +14,8 @@ from torch.distributed.tensor import DTensor
 
 from pando.train.muon import Adam, MuonStack, local_part
 
+_SCORING = (".router.weight", ".shared_gate.weight")  # matrices that give scores, not vectors: AdamW, no decay
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -79,7 +81,8 @@ class Optimiser:
     def __init__(self, model: nn.Module, config: OptimConfig, number: torch.dtype = torch.float32) -> None:
         self.config = config
         parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        matrices = {name: p for name, p in parameters.items() if p.ndim == 2 and name.startswith("layers.")}
+        matrices = {name: p for name, p in parameters.items() if p.ndim > 1 and name.startswith("layers.")}
+        matrices = {name: p for name, p in matrices.items() if not name.endswith(_SCORING)}
         shapes: dict[torch.Size, dict[str, Tensor]] = {}
         for name, p in matrices.items() if config.kind == "muon" else ():
             shapes.setdefault(p.shape, {})[name] = p

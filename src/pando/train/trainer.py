@@ -17,6 +17,7 @@ from pando.train.loss import batch_loss
 from pando.train.objectives import Mixture, make_mixture
 from pando.train.optim import Guard, build_optimiser, rate_scale
 from pando.train.parallel import Place, last_of_step, lay_out, settle
+from pando.train.routing import mixture_layers, routing_facts, shift_biases
 from pando.train.shards import Document, Shards
 from pando.train.stream import Stream, whole_batches
 
@@ -33,6 +34,7 @@ class Step:
         slots, targets: of the whole step, over all ranks.
         numbers: [3 + 2 * names] loss (nats a target), gradient norm, whether it was kept, then each objective's nats
             and targets.
+        loads: how many tokens each expert got, [layers with experts, experts], or None.
     """
 
     step: int
@@ -41,6 +43,7 @@ class Step:
     targets: int
     numbers: Tensor
     names: tuple[str, ...]
+    loads: Tensor | None = None
 
     def read(self) -> dict[str, Any]:
         """The numbers, as the log has them. Waits for the device."""
@@ -55,6 +58,7 @@ class Step:
             "slots": self.slots,
             "targets": self.targets,
             "parts": parts,
+            **({} if self.loads is None else {"experts": routing_facts(self.loads.cpu())}),
         }
 
 
@@ -84,7 +88,9 @@ class Trainer:
         products = torch.bfloat16 if place.device.type == "cuda" else torch.float32
         self.optimiser = build_optimiser(self.model, config.optim, products)
         self.guard = Guard(config.optim, place.device)
-        self._names: tuple[str, ...] = (*self.mixture.names, *(("z",) if config.z_loss else ()))
+        self._mixtures = mixture_layers(model)
+        extra = [name for name, on in (("z", config.z_loss), ("balance", self._mixtures and config.balance)) if on]
+        self._names: tuple[str, ...] = (*self.mixture.names, *extra)
 
     @property
     def micro_rows(self) -> int:
@@ -102,23 +108,30 @@ class Trainer:
         mine = whole.rows(self._share)
         rows = self._share.stop - self._share.start
         sums = torch.zeros(1 + 2 * len(self._names), device=self.place.device)
+        loads = None
         starts = range(0, rows, self.micro_rows)
         for start in starts:
             part = mine.rows(slice(start, start + self.micro_rows)).to(self.place.device)
             last_of_step(self.model, start == starts[-1])
             with self.products():
-                loss = batch_loss(self.model, part, z_loss=self.config.z_loss)
+                loss = batch_loss(self.model, part, z_loss=self.config.z_loss, balance=self.config.balance)
             (loss.total / weight).backward()
+            if loss.loads is not None:
+                loads = loss.loads if loads is None else loads + loss.loads
             sums += torch.cat((loss.total.detach()[None], *(loss.logs[name] for name in self._names)))
         self.place.add_up(sums)
+        if loads is not None:
+            self.place.add_up(loads)
         mean = sums[0] / weight
         norm = self.optimiser.gradient_norm()
         keep = self.guard.judge(mean, norm)
         scale = rate_scale(self.steps_made, self.config.steps, self.config.optim)
         self.optimiser.step(scale, keep, norm)
+        if loads is not None:
+            shift_biases(self.model, loads, keep)
         numbers = torch.cat((torch.stack((mean, norm, keep)), sums[1:]))
         self.steps_made += 1
-        return Step(self.steps_made - 1, scale, whole.tokens.numel(), whole.weight, numbers, self._names)
+        return Step(self.steps_made - 1, scale, whole.tokens.numel(), whole.weight, numbers, self._names, loads)
 
     def products(self) -> contextlib.AbstractContextManager[Any]:
         """Products in `number`."""
@@ -152,15 +165,18 @@ class Trainer:
     @torch.no_grad()
     def validate(self, most_tokens: int) -> dict[str, Any]:
         """Loss of held-back documents: for each objective in nats a target; for each source, where the run learns
-        causally, in bits per byte of its text.
+        causally, in bits per byte of its text (an encoder sees what it would have to predict, and has none).
 
         Args:
             most_tokens: of all sources together, dealt out evenly; 0 takes all.
         """
         chosen = _by_source(self.shards, most_tokens)
         found: dict[str, Any] = {"objectives": self._mean_losses([d for part in chosen.values() for d in part])}
+        found |= {"sources": {}, "bits_per_byte": None}
+        if self.model.config.both_ways:
+            settle(self.model)
+            return found
         causal = make_mixture({"causal": 1.0}, self.shards)
-        found["sources"] = {}
         nats, size = 0.0, 0
         for name, documents in chosen.items():
             lost = self._losses(documents, causal).get("causal", (0.0, 0.0))[0]

@@ -1,0 +1,72 @@
+"""A mixture of experts from a dense base: every expert begins as the feed-forward layer, so that the outputs are the
+same at first (sparse upcycling, arXiv 2212.05055).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from pando.errors import BaseModelError
+from pando.model.base import BaseModel
+from pando.model.config import ExpertsConfig, MlpConfig, ModelConfig, RouterConfig
+
+_FAMILIES = {"llama": "mixtral", "mistral": "mixtral", "qwen3": "qwen3_moe"}
+ROUTER_DEVIATION = 0.02  # of the routers' fresh weights: small, and not 0, which would send all tokens to the same ones
+
+
+def mixture_config(config: ModelConfig, experts: int, top_k: int) -> ModelConfig:
+    """The config of a dense one with so many experts in every layer.
+
+    Raises:
+        BaseModelError: its family, or a switch of it, has no mixture that is covered.
+    """
+    if config.family not in _FAMILIES:
+        raise BaseModelError(
+            f"{config.family} has no family with experts that is covered; {', '.join(_FAMILIES)} have one"
+        )
+    if not 1 <= top_k <= experts or experts < 2:
+        raise BaseModelError(f"{top_k} of {experts} experts cannot be: at least two, and no more for each token")
+    layers = []
+    for layer in config.layers:
+        mlp = layer.mlp
+        if not isinstance(mlp, MlpConfig) or mlp.bias or (layer.attention.bias and config.family != "qwen3"):
+            raise BaseModelError(f"a {config.family} with biases has no mixture that is covered")
+        layers.append(replace(layer, mlp=ExpertsConfig(experts, mlp.hidden, RouterConfig(top_k), mlp.activation)))
+    return replace(config, family=_FAMILIES[config.family], layers=tuple(layers))
+
+
+def upcycle(base: BaseModel, folder: Path, experts: int, top_k: int, seed: int = 0) -> ModelConfig:
+    """Writes the mixture as a Hugging Face folder, whole or not at all; returns its config.
+
+    The weights of a token's experts add up to 1, and all experts are alike, so that it says what the base says.
+
+    Raises:
+        BaseModelError: as `mixture_config`.
+        PandoError: the folder cannot be written.
+    """
+    import torch
+
+    from pando.files import atomic_dir
+    from pando.model.checkpoint import save_model
+    from pando.model.export import copied_ids, copy_tokenizer
+    from pando.model.transformer import Transformer
+
+    config = mixture_config(base.config, experts, top_k)
+    dense = dict(base.module().named_parameters())
+    with torch.device("meta"):
+        mixture = Transformer(config)
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, shape in config.shapes().items():
+        if name.endswith("router.weight"):
+            state[name] = torch.empty(shape).normal_(0.0, ROUTER_DEVIATION, generator=generator)
+        elif ".experts." in name:
+            state[name] = dense[name.replace(".experts.", ".") + ".weight"].expand(shape).clone()
+        else:
+            state[name] = dense[name]
+    mixture.load_state_dict(state, assign=True)
+    with atomic_dir(folder) as new:
+        save_model(mixture, new, copied_ids(base))
+        copy_tokenizer(base.folder, new)
+    return config
