@@ -100,7 +100,8 @@ def _prepare(count: int) -> None:
     import tweets
 
     from pando.model.base import open_base
-    from pando.model.lora import LoraConfig, TrainableLora, all_linear, save_peft
+    from pando.model.lora import LoraConfig, TrainableLora, all_linear
+    from pando.model.peft import save_peft
     from pando.skin import Skin
     from pando.skin.parts import Prompt
     from pando.skin.render import training_example

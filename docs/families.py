@@ -43,8 +43,7 @@ TAIL = """
 - 32 greedy tokens through the cache of the engine, in one batch of prompts of different lengths, are those of
   transformers; scores of continuations that share a context within 1e-3 nats;
 - losses of packed documents, and of rows that share a prefix, are those of each alone;
-- adapters on every projection give the logits that PEFT gives from the same files (experts' own matrices are no
-  projections yet);
+- adapters on every projection, the experts' own included, give the logits that PEFT gives from the same files;
 - encoders (`tests/model/test_encoders.py`): logits for masked tokens and gradients, files both ways, vectors of texts
   of different lengths in one batch, losses of packed documents, adapters;
 - FLOPs within 1 % of what torch's profiler counts (`tests/model/test_anatomy.py`).

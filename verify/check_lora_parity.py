@@ -27,7 +27,8 @@ from pando.evaluate.paired import mcnemar, tango
 from pando.evaluate.statistics import wilson
 from pando.files import atomic_dir, atomic_write
 from pando.model.base import BaseModel, open_base
-from pando.model.lora import LoraConfig, all_linear, save_peft
+from pando.model.lora import LoraConfig, all_linear
+from pando.model.peft import save_peft
 from pando.skin import Skin
 from pando.skin.parts import Prompt, Scoring
 from pando.skin.render import training_example

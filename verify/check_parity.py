@@ -59,7 +59,7 @@ def tiny_difference() -> tuple[float, int]:
     for (heads, kv_heads), tied, bias, scaling in (
         (h, t, b, s) for h in ((4, 1), (6, 2), (4, 4)) for t in (True, False) for b in (True, False) for s in SCALINGS
     ):
-        attention = AttentionConfig(heads, kv_heads, 16, RopeConfig(16, 10_000.0, SCALINGS[scaling]), bias)
+        attention = AttentionConfig(heads, kv_heads, 16, RopeConfig(16, 10_000.0, SCALINGS[scaling]), bias, bias)
         layers = (LayerConfig(attention, MlpConfig(96, bias=bias)),) * 2
         config = ModelConfig("llama", 320, heads * 16, layers, 128, tied=tied, initializer_range=0.2)
         ours = Transformer(config).eval()

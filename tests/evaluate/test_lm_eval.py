@@ -24,7 +24,8 @@ from pando.engine.engine import Engine
 from pando.errors import ContextLengthError, PandoError, RequestError
 from pando.evaluate.lm_eval import PandoLM
 from pando.model.base import open_base
-from pando.model.lora import LoraConfig, TrainableLora, all_linear, save_peft
+from pando.model.lora import LoraConfig, TrainableLora, all_linear
+from pando.model.peft import save_peft
 from tests.tiny import tiny_base
 
 LENGTH = 63  # both sides are told this, so that little text is too long for them

@@ -22,9 +22,8 @@ def visible(documents: torch.Tensor, prefix: torch.Tensor | None, window: int = 
     for b, row in enumerate(documents.tolist()):
         for i in range(T):
             for j in range(T):
-                found[b, i, j] = row[i] == row[j] and (
-                    i - window < j <= i or (prefix is not None and bool(prefix[b, j]))
-                )
+                both = prefix is not None and bool(prefix[b, j])
+                found[b, i, j] = row[i] == row[j] and i - window < j < i + window and (j <= i or both)
     return found
 
 

@@ -18,7 +18,8 @@ from pando.model.base import open_base
 from pando.model.checkpoint import load_model, packed, read_json, save_model, tensors_of
 from pando.model.context import RowContext
 from pando.model.families import family, read_config
-from pando.model.lora import LoraConfig, all_linear, load_peft, save_peft
+from pando.model.lora import LoraConfig, all_linear
+from pando.model.peft import load_peft, save_peft
 from pando.model.sentence import Embedding, read_embedding
 from pando.model.transformer import Transformer
 from pando.train.batch import collate_rows

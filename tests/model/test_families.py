@@ -15,7 +15,9 @@ from pando.model.base import open_base
 from pando.model.checkpoint import load_model, packed, read_json, save_model, tensors_of
 from pando.model.context import RowContext
 from pando.model.families import _MODULES, family, read_config
-from pando.model.lora import LoraConfig, all_linear, load_peft, save_peft
+from pando.model.layers import ExpertProjection
+from pando.model.lora import LoraConfig, all_linear
+from pando.model.peft import load_peft, save_peft
 from pando.model.transformer import Transformer
 from pando.train.batch import collate_rows
 from pando.train.loss import batch_loss
@@ -235,7 +237,8 @@ def test_peft_opens_adapters(pair: tuple[Any, Transformer, Path], tmp_path: Path
     generator = torch.Generator().manual_seed(3)
     weights = {}
     for site, projection in ours.projections().items():
-        shapes = (3, projection.in_features), (projection.out_features, 3)
+        stack = (projection.experts,) if isinstance(projection, ExpertProjection) else ()
+        shapes = (*stack, 3, projection.in_features), (*stack, projection.out_features, 3)
         weights[site] = tuple(torch.randn(shape, generator=generator) * 0.1 for shape in shapes)
     save_peft(tmp_path, ours, config, weights, "tiny")
     adapter = load_peft(tmp_path, ours, torch.device("cpu"), torch.float32)

@@ -14,16 +14,8 @@ from torch import Tensor
 from pando.errors import SkinError
 from pando.model.base import BaseModel
 from pando.model.context import RowContext
-from pando.model.lora import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    LoraAdapter,
-    LoraConfig,
-    TrainableLora,
-    all_linear,
-    load_peft,
-    save_peft,
-)
+from pando.model.lora import LoraAdapter, LoraConfig, TrainableLora, all_linear
+from pando.model.peft import CONFIG_FILE, WEIGHTS_FILE, load_peft, save_peft
 from pando.model.transformer import Transformer
 from tests.tiny import tiny_base
 

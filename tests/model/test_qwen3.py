@@ -15,7 +15,8 @@ from pando.model.checkpoint import load_model, read_json, save_model
 from pando.model.config import InitConfig, RopeScaling
 from pando.model.context import RowContext
 from pando.model.families import family, read_config
-from pando.model.lora import LoraConfig, all_linear, load_peft, save_peft
+from pando.model.lora import LoraConfig, all_linear
+from pando.model.peft import load_peft, save_peft
 from pando.model.transformer import Transformer
 from pando.train.lora import LoraSettings, LoraTrainer, training_copy
 from pando.train.supervised import SupervisedExample

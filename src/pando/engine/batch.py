@@ -32,7 +32,6 @@ class Row:
         want: which of the new tokens need logits.
         tree: bool [B, B] for the last B tokens, where branches that share the past must not see each other: who
             sees whom. None: plain causal order.
-        slots: where the new tokens' keys and values go.
     """
 
     job: Job
@@ -43,10 +42,15 @@ class Row:
     tree: NDArray[np.bool_] | None = None
 
     @property
-    def slots(self) -> list[int]:
-        blocks = self.job.blocks
-        end = self.past + len(self.tokens)
-        return [blocks[i // BLOCK] * BLOCK + i % BLOCK for i in range(self.past, end)]
+    def end(self) -> int:
+        """Tokens in the cache once the new ones are."""
+        return self.past + len(self.tokens)
+
+    def slots(self, pool: int | None) -> list[int]:
+        """Where the new tokens' keys and values go in a pool."""
+        assert self.job.lease is not None
+        blocks = self.job.lease.held[pool]
+        return [blocks[i // BLOCK] * BLOCK + i % BLOCK for i in range(self.past, self.end)]
 
     def visible(self, window: int | None) -> NDArray[np.bool_]:
         """bool [T, past + T]: which keys each new token sees, in a layer that looks back so far."""
@@ -84,6 +88,24 @@ class MixedAdapters:
             total.index_add_(0, index, change)
         return total
 
+    def grouped(self, site: str, x: Tensor, counts: Tensor, tokens: Tensor) -> Tensor | None:
+        """The same for experts: each row gets the change of its token's adapter."""
+        total: Tensor | None = None
+        for adapter, index in self._parts:
+            if index is None:
+                change = adapter.grouped(site, x, counts, tokens)
+                total = change if total is None else total
+                continue
+            mine = torch.isin(tokens, index).nonzero()[:, 0]
+            experts = torch.arange(len(counts), device=x.device).repeat_interleave(counts)[mine]
+            own = torch.bincount(experts, minlength=len(counts))
+            change = adapter.grouped(site, x[mine], own, tokens[mine]) if len(mine) else None
+            if change is not None:
+                if total is None:
+                    total = x.new_zeros(x.shape[0], change.shape[-1])
+                total.index_add_(0, mine, change)
+        return total
+
 
 def mix_adapters(rows: Sequence[Row], device: torch.device) -> Adapters | None:
     """The adapters of a batch, or None if no row has one."""
@@ -112,8 +134,7 @@ class _Group:
     gather: Tensor  # [R, T] flat index of each query; padding repeats the first token
     valid: Tensor  # bool [R, T]
     flat: Tensor  # flat indices of the valid queries, in row-major order
-    table: Tensor  # [R, blocks]
-    masks: dict[int | None, Tensor]  # by window: additive [R, 1, T, blocks * BLOCK]
+    seen: dict[int | None, tuple[Tensor, Tensor]]  # by window: [R, blocks], additive [R, 1, T, blocks * BLOCK]
 
 
 class StepContext(Context):
@@ -132,21 +153,25 @@ class StepContext(Context):
         positions = torch.tensor([p for row in rows for p in row.positions], device=device)
         super().__init__(positions, mix_adapters(rows, device), observe)
         self._cache = cache
-        self._slots = torch.tensor([s for row in rows for s in row.slots], device=device)
+        self._slots = {
+            window: torch.tensor([slot for row in rows for slot in row.slots(window)], device=device)
+            for window in {*cache.windows.values()}
+        }
         starts = np.cumsum([0] + [len(row.tokens) for row in rows])
         self._groups = [
-            _group([rows[i] for i in members], [int(starts[i]) for i in members], cache.windows, device, dtype)
+            _group([rows[i] for i in members], [int(starts[i]) for i in members], cache, device, dtype)
             for members in _like_shapes(rows)
         ]
 
     def attend(self, layer: int, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [N, heads, d] over each row's cached past and its own visible new tokens: [N, heads, width of v]."""
-        self._cache.write(layer, self._slots, k, v)
+        self._cache.write(layer, self._slots[self._cache.windows[config.window]], k, v)
         out = q.new_empty(*q.shape[:-1], v.shape[-1])
         for group in self._groups:
-            keys, values = self._cache.read(layer, group.table, v.shape[-1])
+            table, mask = group.seen[config.window]
+            keys, values = self._cache.read(layer, table, v.shape[-1])
             queries, keys, values = (x.transpose(1, 2) for x in (q[group.gather], keys, values))
-            answer = attention(config, queries, keys, values, group.masks[config.window])
+            answer = attention(config, queries, keys, values, mask)
             out[group.flat] = answer.transpose(1, 2)[group.valid]
         return out
 
@@ -171,40 +196,40 @@ def _like_shapes(rows: Sequence[Row]) -> list[list[int]]:
     return groups
 
 
-def _group(
-    rows: list[Row], starts: list[int], windows: frozenset[int | None], device: torch.device, dtype: torch.dtype
-) -> _Group:
+def _group(rows: list[Row], starts: list[int], cache: KVCache, device: torch.device, dtype: torch.dtype) -> _Group:
     queries = max(len(row.tokens) for row in rows)
-    longest = max(row.past + len(row.tokens) for row in rows)
-    blocks = -(-longest // BLOCK)
     gather = np.zeros((len(rows), queries), dtype=np.int64)
     valid = np.zeros((len(rows), queries), dtype=bool)
-    table = np.zeros((len(rows), blocks), dtype=np.int64)
     for r, (row, start) in enumerate(zip(rows, starts, strict=True)):
-        new, used = len(row.tokens), -(-(row.past + len(row.tokens)) // BLOCK)
+        new = len(row.tokens)
         gather[r] = start
         gather[r, :new] += np.arange(new)
         valid[r, :new] = True
-        table[r, :used] = row.job.blocks[:used]
-        table[r, used:] = row.job.blocks[0]
-    # a window that is wider than every row hides nothing
-    masks = {window: None if window is not None and window >= longest else window for window in windows}
-    made = {window: _mask(rows, queries, blocks, window, device, dtype) for window in {*masks.values()}}
+    seen = {}
+    for window, pool in cache.windows.items():
+        table, mask = _seen(rows, queries, window, pool)
+        seen[window] = torch.from_numpy(table).to(device), torch.from_numpy(mask).to(device, dtype)
     return _Group(
         gather=torch.from_numpy(gather).to(device),
         valid=torch.from_numpy(valid).to(device),
         flat=torch.from_numpy(gather[valid]).to(device),
-        table=torch.from_numpy(table).to(device),
-        masks={window: made[same] for window, same in masks.items()},
+        seen=seen,
     )
 
 
-def _mask(
-    rows: list[Row], queries: int, blocks: int, window: int | None, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    mask = np.full((len(rows), 1, queries, blocks * BLOCK), -np.inf, dtype=np.float32)
-    for r, row in enumerate(rows):
-        new, keys = len(row.tokens), row.past + len(row.tokens)
+def _seen(
+    rows: list[Row], queries: int, window: int | None, pool: int | None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The blocks that rows read in layers that look back so far, [R, blocks], and what is added to their scores,
+    [R, 1, T, blocks * BLOCK]."""
+    found = [row.job.lease.table(pool, row.past, row.end) for row in rows if row.job.lease is not None]
+    width = max(len(blocks) for _, blocks in found)
+    table = np.zeros((len(rows), width), dtype=np.int64)
+    mask = np.full((len(rows), 1, queries, width * BLOCK), -np.inf, dtype=np.float32)
+    for r, (row, (first, blocks)) in enumerate(zip(rows, found, strict=True)):
+        new, keys = len(row.tokens), row.end - first * BLOCK
+        table[r, : len(blocks)] = blocks
+        table[r, len(blocks) :] = blocks[0]
         mask[r, 0, new:, 0] = 0.0  # padded queries see one key, so that their softmax is finite
-        mask[r, 0, :new, :keys] = np.where(row.visible(window), 0.0, -np.inf)
-    return torch.from_numpy(mask).to(device, dtype)
+        mask[r, 0, :new, :keys] = np.where(row.visible(window)[:, first * BLOCK :], 0.0, -np.inf)
+    return table, mask

@@ -32,10 +32,15 @@ def digests(root: bytes, tokens: Sequence[int]) -> list[bytes]:
 
 
 class BlockPool:
-    """Bookkeeping of blocks: free, in use (counted), or idle but still findable."""
+    """Bookkeeping of blocks: free, in use (counted), or idle but still findable.
+
+    Attributes:
+        size: how many there are. promised: how many of those that are available sequences under way may still take.
+    """
 
     def __init__(self, blocks: int) -> None:
         self.size = blocks
+        self.promised = 0  # to sequences that may still grow
         self._free = deque(range(blocks))
         self._users = [0] * blocks
         self._block_of: dict[bytes, int] = {}
@@ -96,19 +101,81 @@ class BlockPool:
 class KVCache:
     """Per layer, keys and values [blocks, BLOCK, kv_heads, width], as `AttentionConfig.cached` says.
 
+    Layers that look back equally far share a pool of blocks. Where that is all the way, a sequence holds its blocks
+    from its beginning to its end; in a window, only those that its next token still sees.
+
+    Args:
+        blocks: of the layers that look all the way back; the others have fewer in proportion.
+        longest: most tokens that one row may add.
+
     Attributes:
-        windows: how far back layers look; None: all the way.
+        pools: by how far layers look back; None is all the way, or both ways (encoders).
+        windows: the windows of layers -> that of their pool.
     """
 
-    def __init__(self, config: ModelConfig, blocks: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.pool = BlockPool(blocks)
-        self.windows = frozenset(layer.attention.window for layer in config.layers)
+    def __init__(
+        self, config: ModelConfig, blocks: int, longest: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self._longest, self._context = longest, config.context_length
+        self.windows: dict[int | None, int | None] = {}
+        for layer in config.layers:
+            window = layer.attention.window
+            everything = window is None or window >= config.context_length or config.both_ways
+            self.windows[window] = None if everything else window
+        used = {None, *self.windows.values()}  # sequences are counted in blocks of the first, whoever uses it
+        self.pools = {window: BlockPool(self._share(window, blocks)) for window in used}
         self._keys: list[Tensor] = []
         self._values: list[Tensor | None] = []  # None: values are the beginnings of the keys
         for layer in config.layers:
             heads, key, value = layer.attention.cached
-            self._keys.append(_zeros((blocks, BLOCK, heads, key), device, dtype))
-            self._values.append(_zeros((blocks, BLOCK, heads, value), device, dtype) if value else None)
+            size = self.pools[self.windows[layer.attention.window]].size
+            self._keys.append(_zeros((size, BLOCK, heads, key), device, dtype))
+            self._values.append(_zeros((size, BLOCK, heads, value), device, dtype) if value else None)
+
+    def most(self, window: int | None, room: int) -> int:
+        """Blocks that a sequence of `room` tokens holds at once at most."""
+        whole = -(-room // BLOCK)
+        return whole if window is None else min(whole, -(-(window + self._longest) // BLOCK) + 2)
+
+    def _share(self, window: int | None, blocks: int) -> int:
+        if window is None:
+            return blocks
+        here, full = self.most(window, self._context), self.most(None, self._context)
+        return max(here, -(-blocks * here // full))
+
+    def admit(self, chain: Sequence[bytes], room: int) -> Lease | None:
+        """Places for a sequence of up to `room` tokens that begins with the published blocks of `chain`, as many of
+        them as all pools still have; None where there is no room now."""
+        known = self.known(chain)
+        lease = Lease(self, room)
+        for window, pool in self.pools.items():
+            lease.held[window] = dict(self._found(window, chain[:known]))
+            lease.ends[window] = known
+            pool.claim(lease.held[window].values())
+        if any(pool.available - pool.promised < lease.owed(window) for window, pool in self.pools.items()):
+            lease.release()
+            return None
+        for window, pool in self.pools.items():
+            pool.promised += lease.owed(window)
+        lease.admitted = True
+        return lease
+
+    def known(self, chain: Sequence[bytes]) -> int:
+        """How many blocks at the head of `chain` a sequence can take over."""
+        count = len(self.pools[None].match(chain))
+        while count and any(len(self._found(window, chain[:count])) < self._wanted(window, count)
+                            for window in self.pools if window is not None):  # fmt: skip
+            count -= 1
+        return count
+
+    def _wanted(self, window: int | None, count: int) -> int:
+        """How many blocks of `count` the token behind them still sees."""
+        return count - first_seen(window, count * BLOCK)
+
+    def _found(self, window: int | None, chain: Sequence[bytes]) -> list[tuple[int, int]]:
+        """(place, block) of the published blocks that the token behind the chain sees."""
+        start = first_seen(window, len(chain) * BLOCK)
+        return list(enumerate(self.pools[window].match(chain[start:]), start))
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Stores k, v [N, kv_heads, width] at token `slots` [N] (block * BLOCK + offset)."""
@@ -121,6 +188,71 @@ class KVCache:
         """Keys and values (of `width`) [R, blocks * BLOCK, kv_heads, ...] of the block `table` [R, blocks]."""
         keys, values = _gathered(self._keys[layer], table), self._values[layer]
         return keys, keys[..., :width] if values is None else _gathered(values, table)
+
+
+class Lease:
+    """A sequence's places in the cache.
+
+    Attributes:
+        held: by window of the pool: place in the sequence -> block.
+        ends: by window: the place behind the last block.
+    """
+
+    def __init__(self, cache: KVCache, room: int) -> None:
+        self._cache, self._room = cache, room
+        self.held: dict[int | None, dict[int, int]] = {}
+        self.ends: dict[int | None, int] = {}
+        self.admitted = False
+        self._published = 0
+
+    def owed(self, window: int | None) -> int:
+        """Blocks that it may still ask a pool for."""
+        return max(0, self._cache.most(window, self._room) - len(self.held[window]))
+
+    def extend(self, end: int) -> None:
+        """Takes blocks for all tokens before `end`; they were promised when it was admitted."""
+        for window, pool in self._cache.pools.items():
+            before, fresh = self.owed(window), range(self.ends[window], -(-end // BLOCK))
+            self.held[window].update(zip(fresh, pool.allocate(len(fresh)), strict=True))
+            self.ends[window] += len(fresh)
+            pool.promised -= before - self.owed(window)
+
+    def trim(self, place: int) -> None:
+        """Gives back the blocks that a token at `place` and those after it do not see."""
+        for window, pool in self._cache.pools.items():
+            if window is None:
+                continue
+            held, before = self.held[window], self.owed(window)
+            gone = [index for index in held if index < first_seen(window, place)]
+            pool.release([held.pop(index) for index in gone])
+            pool.promised += self.owed(window) - before
+
+    def publish(self, chain: Sequence[bytes]) -> None:
+        """Makes its full blocks findable; `chain` has their digests."""
+        for index in range(self._published, len(chain)):
+            for window, pool in self._cache.pools.items():
+                if index in self.held[window]:
+                    pool.publish(self.held[window][index], chain[index])
+        self._published = max(self._published, len(chain))
+
+    def table(self, window: int | None, past: int, end: int) -> tuple[int, list[int]]:
+        """The first place that tokens from `past` on see, in blocks, and the blocks from there to `end` (tokens)."""
+        first = first_seen(window, past)
+        return first, [self.held[window][index] for index in range(first, -(-end // BLOCK))]
+
+    def release(self) -> None:
+        """Gives everything back."""
+        for window, pool in self._cache.pools.items():
+            if self.admitted:
+                pool.promised -= self.owed(window)
+            pool.release(self.held[window].values())
+            self.held[window] = {}
+        self.admitted = False
+
+
+def first_seen(window: int | None, place: int) -> int:
+    """The first block of which a token at `place` sees anything."""
+    return 0 if window is None else max(0, place - window + 1) // BLOCK
 
 
 def _gathered(kept: Tensor, table: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from pando.engine.batch import Row, StepContext
-from pando.engine.cache import BLOCK, KVCache
-from pando.engine.jobs import Generation, Job, Logits, Pooling, blocks_for
+from pando.engine.cache import BLOCK, KVCache, Lease
+from pando.engine.jobs import Generation, Job, Logits, Pooling, Scoring
 from pando.engine.requests import RequestCompiler
 from pando.engine.ticket import Ticket
 from pando.errors import PandoError, RequestError
@@ -38,7 +38,8 @@ from pando.interface import (
     Scores,
 )
 from pando.model.base import BaseModel
-from pando.model.lora import LoraAdapter, has_adapter, load_peft
+from pando.model.lora import LoraAdapter
+from pando.model.peft import has_adapter, load_peft
 from pando.model.spelling import Spelling
 from pando.model.transformer import Transformer
 
@@ -76,7 +77,9 @@ class Engine:
         self._dtype = dtype
         self._number = torch.float32 if dtype == "float32" else torch.bfloat16
         blocks = -(-max(cache_tokens, base.config.context_length) // BLOCK) + 1
-        self._cache = KVCache(base.config, blocks, device, self._number)
+        self._budget = 8192 if device.type == "cuda" else 1024
+        longest = max(self._budget, Scoring.LIMIT) + Scoring.LIMIT
+        self._cache = KVCache(base.config, blocks, longest, device, self._number)
         self._compiler = RequestCompiler(base.config, base.tokenizer, base.embedding, base.identity.hash.encode())
         self._spelling = Spelling(base.tokenizer.raw)
         self._adapters: dict[str, tuple[int, LoraAdapter | None]] = {}
@@ -85,7 +88,6 @@ class Engine:
         self._waiting: deque[tuple[Job, Ticket]] = deque()
         self._running: list[tuple[Job, Ticket]] = []
         self._closed = False
-        self._budget = 8192 if device.type == "cuda" else 1024
         self.busy_seconds = 0.0
         self._thread = threading.Thread(target=self._loop, name="pando-engine", daemon=True)
         self._thread.start()
@@ -121,8 +123,8 @@ class Engine:
 
     @property
     def load(self) -> dict[str, int]:
-        """Requests under way and waiting, and cache blocks in use and in all."""
-        pool = self._cache.pool
+        """Requests under way and waiting, and cache blocks in use and in all (of layers that look all the way back)."""
+        pool = self._cache.pools[None]
         return {
             "running": len(self._running),
             "waiting": len(self._waiting),
@@ -158,11 +160,10 @@ class Engine:
             jobs = [self._compiler.scoring(request, adapter)]
         else:
             jobs = [self._compiler.pooling(request, adapter)]
-        too_big = max(blocks_for(job) for job in jobs)
-        if too_big > self._cache.pool.size:
-            raise RequestError(
-                f"the request needs {too_big * BLOCK} tokens of cache and there are {self._cache.pool.size * BLOCK}"
-            )
+        room = max(job.room for job in jobs)
+        if any(self._cache.most(window, room) > pool.size for window, pool in self._cache.pools.items()):
+            there = self._cache.pools[None].size * BLOCK
+            raise RequestError(f"the request needs {room} tokens of cache and there are {there}")
         if self._closed:
             raise PandoError("the model was closed")
         ticket = Ticket(request, jobs, lambda: self._inbox.put(None))
@@ -297,23 +298,19 @@ class Engine:
         """Moves the first waiting job that can start to the running ones. A job whose beginning is being computed by
         another one right now (`pending`) waits for it, so that a shared context is computed once.
         """
-        pool = self._cache.pool
         for place, (job, ticket) in enumerate(self._waiting):
-            known = pool.match(job.digests[: job.reusable // BLOCK])
-            following = job.digests[len(known)] if len(known) < job.reusable // BLOCK else None
-            if following in pending:
+            chain = job.digests[: job.reusable // BLOCK]
+            known = self._cache.known(chain)
+            if known < len(chain) and chain[known] in pending:
                 continue
-            fresh = blocks_for(job) - len(known)
-            pool.claim(known)
-            if pool.available < fresh:
-                pool.release(known)
+            job.lease = self._cache.admit(chain, job.room)
+            if job.lease is None:
                 return None
-            job.blocks = known + pool.allocate(fresh)
-            job.computed = job.cached = len(known) * BLOCK
+            job.computed = job.cached = known * BLOCK
             job.started = time.perf_counter()
             del self._waiting[place]
             self._running.append((job, ticket))
-            pending.update(job.digests[len(known) :])
+            pending.update(job.digests[known:])
             return job.next_row(budget)
         return None
 
@@ -327,6 +324,8 @@ class Engine:
                 if layer in job.layers:
                     job.observe(layer, row, hidden[start : start + len(row.tokens)])
 
+        for row in rows:
+            _lease(row.job).extend(row.end)
         ctx = StepContext(rows, self._cache, self.device, self._number, observe if pooling else None)
         tokens = torch.tensor([token for row in rows for token in row.tokens], device=self.device)
         hidden: Tensor = self.module(tokens, ctx)
@@ -336,8 +335,9 @@ class Engine:
     def _hand_out(self, rows: Sequence[Row], hidden: Tensor) -> None:
         """Publishes full blocks, then gives each job the logits that it wanted, a bounded number at a time."""
         for row in rows:
-            row.job.advance(row)
-            self._publish(row.job, row.job.digests[: row.job.computed // BLOCK])
+            job = row.job
+            job.advance(row)
+            _lease(job).publish(job.digests[: job.computed // BLOCK])
         pieces: list[tuple[Row, int, int]] = []
         for row in rows:
             for at in range(0, len(row.want), _HEAD_ROWS):
@@ -357,10 +357,6 @@ class Engine:
                 row.job.take(row, first, Logits(logits[part], best[part], total[part]))
                 at += count
 
-    def _publish(self, job: Job, chain: Sequence[bytes]) -> None:
-        for block, digest in zip(job.blocks, chain, strict=False):  # the job has more blocks than full ones
-            self._cache.pool.publish(block, digest)
-
     def _settle(self) -> None:
         """Streams new text and finishes jobs that are done."""
         still = []
@@ -370,10 +366,12 @@ class Engine:
                     ticket.push(chunk)
                 job.chunks.clear()
             if job.finished:
-                self._publish(job, job.chain()[: job.computed // BLOCK])
-                self._cache.pool.release(job.blocks)
+                _lease(job).publish(job.chain()[: job.computed // BLOCK])
+                _lease(job).release()
                 self._conclude(job, ticket)
             else:
+                # a scoring's last token is computed again with each of its trees
+                _lease(job).trim(min(job.computed, len(job.tokens) - 1))
                 still.append((job, ticket))
         self._running = still
 
@@ -388,7 +386,7 @@ class Engine:
     def _drop_aborted(self) -> None:
         for job, ticket in [pair for pair in self._running if pair[0].aborted]:
             self._running.remove((job, ticket))
-            self._cache.pool.release(job.blocks)
+            _lease(job).release()
             self._abandon(job, ticket)
         for job, ticket in [pair for pair in self._waiting if pair[0].aborted]:
             self._waiting.remove((job, ticket))
@@ -402,11 +400,17 @@ class Engine:
 
     def _fail(self, error: BaseException) -> None:
         for job, ticket in self._running:
-            self._cache.pool.release(job.blocks)
+            _lease(job).release()
             ticket.finish(None, error)
         for _, ticket in self._waiting:
             ticket.finish(None, error)
         self._running, self._waiting = [], deque()
+
+
+def _lease(job: Job) -> Lease:
+    """The places of a job that runs."""
+    assert job.lease is not None
+    return job.lease
 
 
 def _with_starts(rows: Sequence[Row]) -> Iterator[tuple[Row, int]]:

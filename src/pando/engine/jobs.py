@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pando.engine.batch import Row
 from pando.engine.branches import Branches
-from pando.engine.cache import BLOCK, digests
+from pando.engine.cache import Lease, digests
 from pando.engine.grammar import Grammar
 from pando.engine.sampler import Sampler, token_logprob
 from pando.interface import (
@@ -53,7 +53,7 @@ class Job:
         adapter: applied to every token of the job, or None.
         digests: one for each full block of the tokens at admission.
         whole: all tokens are computed at once, each sees all of them, and nobody takes them over (encoders).
-        blocks: the job's places in the cache.
+        lease: the job's places in the cache, once it has been admitted.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Job:
         self.root = root
         self.whole = whole
         self.digests = self.chain()
-        self.blocks: list[int] = []
+        self.lease: Lease | None = None
         self.computed = 0
         self.cached = 0
         self.truncated = 0
@@ -365,8 +365,3 @@ class Pooling(Job):
             states = [torch.cat((mean, self.last[layer])) for mean, layer in zip(states, self.layers, strict=True)]
         usage = Usage(len(self.tokens), self.cached, 0, self.truncated)
         return Features(torch.stack(states).cpu().numpy(), usage, self.latency())
-
-
-def blocks_for(job: Job) -> int:
-    """Blocks that a job needs in all."""
-    return -(-job.room // BLOCK)

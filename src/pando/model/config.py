@@ -276,8 +276,8 @@ def _expert_shapes(d_model: int, config: ExpertsConfig) -> dict[str, tuple[int, 
     if config.router.bias:
         found["router.bias"] = (config.count,)
     for name in ("gate", "up"):
-        found[f"experts.{name}"] = (config.count, config.hidden, d_model)
-    found["experts.down"] = (config.count, d_model, config.hidden)
+        found[f"experts.{name}.weight"] = (config.count, config.hidden, d_model)
+    found["experts.down.weight"] = (config.count, d_model, config.hidden)
     if config.shared:
         found |= {f"shared.{name}": shape for name, shape in _mlp_shapes(d_model, config.shared_mlp).items()}
     if config.shared_gate:

@@ -22,6 +22,14 @@ class Adapters(Protocol):
         """What to add to the projection's output for x [..., in], or None where nothing is to be added."""
         ...
 
+    def grouped(self, site: str, x: Tensor, counts: Tensor, tokens: Tensor) -> Tensor | None:
+        """The same for a stack of projections, one for each expert.
+
+        Args:
+            x: [M, in], sorted by expert. counts: [experts], rows of each. tokens: [M], which token of the pass each is.
+        """
+        ...
+
 
 class Context:
     """Base of all contexts.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pando.model.config import ExpertsConfig, RouterConfig
 from pando.model.context import Context
-from pando.model.layers import ACTIVATIONS, Mlp
+from pando.model.layers import ACTIVATIONS, ExpertProjection, Mlp
 
 
 class Router(nn.Module):
@@ -41,28 +41,21 @@ class Router(nn.Module):
         return scores, weights * config.scale, chosen
 
 
-class ExpertWeights(nn.Module):
-    """The experts' matrices, one stack for each place: gate and up [E, hidden, D], down [E, D, hidden]."""
+class ExpertLayers(nn.Module):
+    """The experts themselves: down(act(gate(x)) * up(x)), a stack of matrices for each of the three."""
 
-    def __init__(self, d_model: int, config: ExpertsConfig) -> None:
+    def __init__(self, site: str, d_model: int, config: ExpertsConfig) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[config.activation]
-        self.gate, self.up = (nn.Parameter(torch.empty(config.count, config.hidden, d_model)) for _ in range(2))
-        self.down = nn.Parameter(torch.empty(config.count, d_model, config.hidden))
+        self.gate = ExpertProjection(f"{site}.gate", config.count, d_model, config.hidden)
+        self.up = ExpertProjection(f"{site}.up", config.count, d_model, config.hidden)
+        self.down = ExpertProjection(f"{site}.down", config.count, config.hidden, d_model)
 
-    def forward(self, x: Tensor, counts: Tensor) -> Tensor:
-        """x [M, D], sorted by expert, of which each has so many (`counts` [E]) -> [M, D]."""
-        if x.is_cuda and x.dtype == torch.bfloat16:
-            ends = counts.cumsum(0).int()
-            inner = self.activation(torch._grouped_mm(x, self.gate.mT, ends)) * torch._grouped_mm(x, self.up.mT, ends)
-            grouped: Tensor = torch._grouped_mm(inner, self.down.mT, ends)
-            return grouped
-        parts = []
-        for expert, part in enumerate(x.split(counts.tolist())):
-            if len(part):
-                inner = self.activation(F.linear(part, self.gate[expert])) * F.linear(part, self.up[expert])
-                parts.append(F.linear(inner, self.down[expert]))
-        return torch.cat(parts)
+    def forward(self, x: Tensor, counts: Tensor, tokens: Tensor, ctx: Context) -> Tensor:
+        """x [M, D], sorted by expert -> [M, D]."""
+        inner = self.activation(self.gate(x, counts, tokens, ctx)) * self.up(x, counts, tokens, ctx)
+        out: Tensor = self.down(inner, counts, tokens, ctx)
+        return out
 
 
 class Experts(nn.Module):
@@ -72,7 +65,7 @@ class Experts(nn.Module):
         super().__init__()
         self.layer, self.config = layer, config
         self.router = Router(d_model, config.count, config.router)
-        self.experts = ExpertWeights(d_model, config)
+        self.experts = ExpertLayers(f"layers.{layer}.mlp.experts", d_model, config)
         self.shared = Mlp(f"layers.{layer}.mlp.shared", d_model, config.shared_mlp) if config.shared else None
         self.shared_gate = nn.Linear(d_model, 1, bias=False) if config.shared_gate else None
 
@@ -84,8 +77,9 @@ class Experts(nn.Module):
         experts = chosen.flatten()
         order = experts.argsort(stable=True)
         tokens = order // self.config.router.top_k
-        number = self.experts.gate.dtype
-        out = self.experts(flat.to(number)[tokens], torch.bincount(experts, minlength=self.config.count))
+        number = self.experts.gate.weight.dtype
+        counts = torch.bincount(experts, minlength=self.config.count)
+        out = self.experts(flat.to(number)[tokens], counts, tokens, ctx)
         out = out.to(x.dtype) * weights.flatten()[order, None].to(x.dtype)
         mixed = torch.zeros_like(flat).index_add_(0, tokens, out).view(x.shape)
         if self.shared is None:

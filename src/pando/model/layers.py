@@ -22,6 +22,34 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+class ExpertProjection(nn.Module):
+    """A linear layer of each expert, [experts, out, in]; adapters address the stack by its site."""
+
+    def __init__(self, site: str, experts: int, d_in: int, d_out: int) -> None:
+        super().__init__()
+        self.site, self.experts, self.in_features, self.out_features = site, experts, d_in, d_out
+        self.weight = nn.Parameter(torch.empty(experts, d_out, d_in))
+
+    def forward(self, x: Tensor, counts: Tensor, tokens: Tensor, ctx: Context) -> Tensor:
+        """x [M, in], sorted by expert, of which each has so many rows (`counts`); `tokens` [M] are their places in the
+        pass -> [M, out]."""
+        y = grouped_product(x, self.weight, counts)
+        if ctx.adapters is not None:
+            change = ctx.adapters.grouped(self.site, x, counts, tokens)
+            if change is not None:
+                y = y + change
+        return y
+
+
+def grouped_product(x: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
+    """x [M, in], sorted by group, times each group's own of weights [groups, out, in]: [M, out]."""
+    if x.is_cuda and x.dtype == torch.bfloat16:
+        made: Tensor = torch._grouped_mm(x, weights.mT, counts.cumsum(0).int())
+        return made
+    parts = [F.linear(part, weights[i]) for i, part in enumerate(x.split(counts.tolist())) if len(part)]
+    return torch.cat(parts)
+
+
 class Norm(nn.Module):
     """RMSNorm or LayerNorm over the last dimension of [..., size]."""
 

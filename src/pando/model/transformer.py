@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pando.model.config import ExpertsConfig, LayerConfig, ModelConfig
 from pando.model.context import Context
 from pando.model.experts import Experts
-from pando.model.layers import ACTIVATIONS, Attention, LatentAttention, Mlp, Norm, Projection
+from pando.model.layers import ACTIVATIONS, Attention, ExpertProjection, LatentAttention, Mlp, Norm, Projection
 
 
 class Block(nn.Module):
@@ -119,9 +119,9 @@ class Transformer(nn.Module):
         """The matrix of the output head, [vocab, D]."""
         return self.embed.weight if self.unembed is None else self.unembed.weight
 
-    def projections(self) -> dict[str, Projection]:
+    def projections(self) -> dict[str, Projection | ExpertProjection]:
         """Every adaptable projection by its site, in the order of the forward pass."""
-        return {m.site: m for m in self.layers.modules() if isinstance(m, Projection)}
+        return {m.site: m for m in self.layers.modules() if isinstance(m, (Projection, ExpertProjection))}
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
@@ -143,4 +143,4 @@ class Transformer(nn.Module):
         if name.startswith(("embed", "positions", "token_types", "unembed")):
             return init.head if name.startswith("unembed") else init.embedding
         deviation = inputs**-0.5 if init.matrices is None else init.matrices
-        return deviation * init.outputs if name.endswith((".o.weight", ".down.weight", ".down")) else deviation
+        return deviation * init.outputs if name.endswith((".o.weight", ".down.weight")) else deviation

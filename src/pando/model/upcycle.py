@@ -62,7 +62,7 @@ def upcycle(base: BaseModel, folder: Path, experts: int, top_k: int, seed: int =
         if name.endswith("router.weight"):
             state[name] = torch.empty(shape).normal_(0.0, ROUTER_DEVIATION, generator=generator)
         elif ".experts." in name:
-            state[name] = dense[name.replace(".experts.", ".") + ".weight"].expand(shape).clone()
+            state[name] = dense[name.replace(".experts.", ".")].expand(shape).clone()
         else:
             state[name] = dense[name]
     mixture.load_state_dict(state, assign=True)

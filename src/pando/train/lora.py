@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from pando.model.layers import Projection
+from pando.model.layers import ExpertProjection, Projection
 from pando.model.lora import LoraConfig, TrainableLora
 from pando.model.transformer import Transformer
 from pando.train.batches import length_buckets
@@ -54,13 +54,13 @@ def training_copy(model: Transformer, number: torch.dtype) -> Transformer:
     Shares what needs no conversion with `model`.
     """
     kept = {id(p): p for p in model.parameters() if p.dtype == torch.float32}
-    projections = {id(m.weight) for m in model.modules() if isinstance(m, Projection)}
+    projections = {id(m.weight) for m in model.modules() if isinstance(m, (Projection, ExpertProjection))}
     if number == torch.float32:
         projections = set()
     memo = {key: p for key, p in kept.items() if key not in projections}
     twin = copy.deepcopy(model, memo)
     for module in twin.modules():
-        if isinstance(module, Projection):
+        if isinstance(module, (Projection, ExpertProjection)):
             module.to(number)
         else:
             for parameter in module.parameters(recurse=False):

@@ -177,7 +177,7 @@ def _train(
 
 
 def _checkpoint(trainer: LoraTrainer, bare: Skin, engine: Engine, folder: Path) -> Skin:
-    from pando.model.lora import save_peft
+    from pando.model.peft import save_peft
 
     with atomic_dir(folder) as scratch:
         save_peft(scratch, engine.module, trainer.adapter.config, trainer.adapter.tensors(), engine.identity.name)

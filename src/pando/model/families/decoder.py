@@ -295,7 +295,7 @@ def experts(config: ModelConfig, layers: str, called: Mapping[str, str]) -> Iter
             for expert in range(layer.mlp.count):
                 for ours, theirs in called.items():
                     name = f"{layers.format(i, expert)}.{theirs}.weight"
-                    yield Packed(name, (f"layers.{i}.mlp.experts.{ours}",), index=expert)
+                    yield Packed(name, (f"layers.{i}.mlp.experts.{ours}.weight",), index=expert)
 
 
 def hf_experts(config: ModelConfig) -> Iterator[Packed]:
