@@ -217,72 +217,9 @@ class LayerConfig:
 
     def shapes(self, d_model: int, norm: NormConfig) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the block's parameters."""
-        found: dict[str, tuple[int, ...]] = {}
-        for name, there in self.norms.items():
-            if there:
-                found |= _norm(name, d_model, norm)
-        inner = _latent_shapes if self.attention.latent is not None else _attention_shapes
-        found |= {f"attention.{name}": shape for name, shape in inner(d_model, self.attention, norm).items()}
-        mlp = self.mlp
-        outer = _expert_shapes(d_model, mlp) if isinstance(mlp, ExpertsConfig) else _mlp_shapes(d_model, mlp)
-        return found | {f"mlp.{name}": shape for name, shape in outer.items()}
+        from pando.model.shapes import layer_shapes
 
-
-def _norm(name: str, size: int, norm: NormConfig) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {f"{name}.weight": (size,)}
-    return found | {f"{name}.bias": (size,)} if norm.bias else found
-
-
-def _linear(name: str, outputs: int, inputs: int, bias: bool = False) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {f"{name}.weight": (outputs, inputs)}
-    return found | {f"{name}.bias": (outputs,)} if bias else found
-
-
-def _attention_shapes(d_model: int, config: AttentionConfig, norm: NormConfig) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {}
-    for name, size in (("q", config.inner), ("k", config.inner_kv), ("v", config.inner_kv)):
-        found |= _linear(name, size, d_model, config.bias)
-    found |= _linear("o", d_model, config.inner, config.out_bias)
-    if config.qk_norm is not None:
-        whole = config.qk_norm == "whole"
-        found |= _norm("q_norm", config.inner if whole else config.head_dim, norm)
-        found |= _norm("k_norm", config.inner_kv if whole else config.head_dim, norm)
-    return found
-
-
-def _latent_shapes(d_model: int, config: AttentionConfig, norm: NormConfig) -> dict[str, tuple[int, ...]]:
-    latent = config.latent
-    assert latent is not None
-    if latent.q_rank is None:
-        found = _linear("q", config.inner, d_model)
-    else:
-        found = _linear("q_a", latent.q_rank, d_model, config.bias) | _norm("q_norm", latent.q_rank, norm)
-        found |= _linear("q", config.inner, latent.q_rank)
-    found |= _linear("kv_a", latent.rank + latent.rope_dim, d_model, config.bias) | _norm("kv_norm", latent.rank, norm)
-    each = config.head_dim - latent.rope_dim + latent.value_dim
-    found["kv_b.weight"] = (config.heads * each, latent.rank)
-    return found | _linear("o", d_model, config.heads * latent.value_dim, config.out_bias)
-
-
-def _mlp_shapes(d_model: int, config: MlpConfig) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {}
-    for name in ("gate", "up") if config.gated else ("up",):
-        found |= _linear(name, config.hidden, d_model, config.bias)
-    return found | _linear("down", d_model, config.hidden, config.bias)
-
-
-def _expert_shapes(d_model: int, config: ExpertsConfig) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {"router.weight": (config.count, d_model)}
-    if config.router.bias:
-        found["router.bias"] = (config.count,)
-    for name in ("gate", "up"):
-        found[f"experts.{name}.weight"] = (config.count, config.hidden, d_model)
-    found["experts.down.weight"] = (config.count, d_model, config.hidden)
-    if config.shared:
-        found |= {f"shared.{name}": shape for name, shape in _mlp_shapes(d_model, config.shared_mlp).items()}
-    if config.shared_gate:
-        found["shared_gate.weight"] = (1, d_model)
-    return found
+        return layer_shapes(self, d_model, norm)
 
 
 @dataclass(frozen=True)
@@ -363,26 +300,9 @@ class ModelConfig:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of all parameters, as `pando.model.transformer.Transformer` has them."""
-        found: dict[str, tuple[int, ...]] = {"embed.weight": (self.vocab_size, self.d_model)}
-        if self.learned_positions:
-            found["positions.weight"] = (self.context_length + self.position_offset, self.d_model)
-        if self.token_types:
-            found["token_types.weight"] = (self.token_types, self.d_model)
-        if self.embed_norm:
-            found |= _norm("embed_norm", self.d_model, self.norm)
-        for i, layer in enumerate(self.layers):
-            own = layer.shapes(self.d_model, self.norm)
-            found |= {f"layers.{i}.{name}": shape for name, shape in own.items()}
-        if self.final_norm:
-            found |= _norm("norm", self.d_model, self.norm)
-        if self.head is not None:
-            found |= _linear("head_dense", self.d_model, self.d_model, self.head.dense_bias)
-            found |= _norm("head_norm", self.d_model, self.norm)
-            if self.head.bias:
-                found["head_bias"] = (self.vocab_size,)
-        if not self.tied:
-            found["unembed.weight"] = (self.vocab_size, self.d_model)
-        return found
+        from pando.model.shapes import model_shapes
+
+        return model_shapes(self)
 
     @property
     def parameters(self) -> int:
