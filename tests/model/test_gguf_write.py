@@ -25,6 +25,7 @@ SHAPES = {
     "llama, linear": tiny.config(scaling=RopeScaling("linear", 2.0)),
     "qwen3": tiny.config(family="qwen3"),
     "qwen3, untied, wide heads": tiny.config(family="qwen3", tied=False, head_dim=32),
+    "qwen2": tiny.config(family="qwen2"),
 }
 HARD = "<|im_start|>user\n 1234567890  two\n\n<|im_end|> ÿ\u2028\u0000\U0001f469\u200d\U0001f467 I'Ll don't\t\tx"
 
@@ -33,6 +34,12 @@ def base(folder: Path, shape: ModelConfig = SHAPES["qwen3"]) -> BaseModel:
     tiny.write_base(folder, shape)
     tiny.write_tokenizer(folder, chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
     return open_base(folder)
+
+
+def windowed(shape: ModelConfig) -> ModelConfig:
+    """The same, seeing 8 tokens back."""
+    attention = replace(shape.layers[0].attention, window=8)
+    return replace(shape, layers=(replace(shape.layers[0], attention=attention),) * len(shape.layers))
 
 
 def logits(model, length: int = 40) -> torch.Tensor:
@@ -55,7 +62,7 @@ def test_written_file_is_the_same_base_again(name: str, tmp_path: Path, home: Pa
     assert again.tokenizer.render_chat([{"role": "user", "content": "hi"}]) == "hi"
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_transformers_reads_the_same_logits(family: str, tied: bool, tmp_path: Path, home: Path) -> None:
     from transformers import AutoModelForCausalLM
@@ -125,6 +132,7 @@ def test_tokenizers_keep_their_ids_and_the_model_its_rows(name: str, tmp_path: P
     [
         (tiny.config(bias=True), "biases"),
         (tiny.config(scaling=RopeScaling("llama3", 8.0, 32)), "llama3"),
+        (windowed(tiny.config(family="qwen3")), "a sliding window"),
     ],
 )
 def test_what_has_no_form_is_named(shape: ModelConfig, named: str, tmp_path: Path) -> None:

@@ -28,9 +28,10 @@ def config(
     family: str = "llama",
     **changes: Any,
 ) -> ModelConfig:
-    """A llama or qwen3 of two layers; `bias` is that of attention and, for a llama, of the feed-forward layer."""
+    """A llama, qwen2 or qwen3 of two layers; `bias` is that of attention and, in a llama, of the feed-forward layer."""
     rope = RopeConfig(head_dim, 10_000.0, scaling)
-    attention = AttentionConfig(heads, kv_heads, head_dim, rope, bias, bias, "head" if family == "qwen3" else None)
+    norms = "head" if family == "qwen3" else None
+    attention = AttentionConfig(heads, kv_heads, head_dim, rope, bias or family == "qwen2", bias, norms)
     values: dict[str, Any] = {
         "vocab_size": 320,
         "d_model": 64,

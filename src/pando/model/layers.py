@@ -43,9 +43,11 @@ class ExpertProjection(nn.Module):
 
 def grouped_product(x: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
     """x [M, in], sorted by group, times each group's own of weights [groups, out, in]: [M, out]."""
-    if x.is_cuda and x.dtype == torch.bfloat16:
-        made: Tensor = torch._grouped_mm(x, weights.mT, counts.cumsum(0).int())
-        return made
+    if x.is_cuda:
+        number = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+        if number == torch.bfloat16:  # the only one that the kernel takes
+            made: Tensor = torch._grouped_mm(x.to(number), weights.to(number).mT, counts.cumsum(0).int())
+            return made
     parts = [F.linear(part, weights[i]) for i, part in enumerate(x.split(counts.tolist())) if len(part)]
     return torch.cat(parts)
 

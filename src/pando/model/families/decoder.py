@@ -243,8 +243,11 @@ def read_gguf_decoder(switches: Switches, family: str, **attention: Any) -> Mode
     )
 
 
-def write_gguf_decoder(config: ModelConfig) -> Mapping[str, Any]:
+def write_gguf_decoder(config: ModelConfig, *, bias: bool = False) -> Mapping[str, Any]:
     """The metadata that `read_gguf_decoder` reads, as llama.cpp's converter writes it.
+
+    Args:
+        bias: whether this family has biases on queries, keys and values in GGUF.
 
     Raises:
         BaseModelError: GGUF has no place for a switch of this config; names it.
@@ -254,7 +257,8 @@ def write_gguf_decoder(config: ModelConfig) -> Mapping[str, Any]:
     assert rope is not None and isinstance(mlp, MlpConfig)
     scaling = rope.scaling
     for what, wrong in {
-        "biases": attention.bias or mlp.bias,
+        "biases": attention.bias != bias or attention.out_bias or mlp.bias,
+        "a sliding window": any(layer.attention.window is not None for layer in config.layers),
         f"the activation {mlp.activation}": mlp.activation != "silu",
         "rotary positions on a part of each head": rope.dim != attention.head_dim,
         "rotary scaling llama3": scaling is not None and scaling.kind == "llama3",

@@ -57,5 +57,10 @@ FAMILY = Family(
     config=_config,
     hf_config=lambda config: write_decoder(config, "Qwen2ForCausalLM") | write_upper_windows(config),
     keys=hf_names,
-    gguf=Gguf("qwen2", lambda s: read_gguf_decoder(s, "qwen2", bias=True), write_gguf_decoder, gguf_names),
+    gguf=Gguf(
+        "qwen2",
+        lambda s: read_gguf_decoder(s, "qwen2", bias=True),
+        lambda config: write_gguf_decoder(config, bias=True),
+        gguf_names,
+    ),
 )
