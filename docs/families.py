@@ -46,6 +46,8 @@ TAIL = """
 - adapters on every projection, the experts' own included, give the logits that PEFT gives from the same files;
 - encoders (`tests/model/test_encoders.py`): logits for masked tokens and gradients, files both ways, vectors of texts
   of different lengths in one batch, losses of packed documents, adapters;
+- GGUF files (`tests/model/test_gguf_families.py`): written as llama.cpp's converter does, read back as the model, and for
+  four architectures beside transformers' own reader;
 - FLOPs within 1 % of what torch's profiler counts (`tests/model/test_anatomy.py`).
 
 | `model_type` | shapes |
@@ -71,8 +73,9 @@ def page() -> str:
         if found is None:
             raise SystemExit(f"{module}.py: its docstring does not say what this page tells")
         gguf = family(kind).gguf
+        form = "-" if gguf is None else gguf.architecture + (" (in)" if gguf.metadata is None else " (in, out)")
         cells = (f"`{kind}`", f"{found['who']}: {found['what']}", _linked(found["papers"]), found["rest"])
-        rows.append("| " + " | ".join((*cells, gguf.architecture if gguf else "-")) + " |\n")
+        rows.append("| " + " | ".join((*cells, form)) + " |\n")
         names = [name for name, (of, _) in (CASES | ENCODERS).items() if of == kind]
         shapes.append(f"| `{kind}` | {'; '.join(names)} |\n")
     return HEAD + "".join(rows) + TAIL + "".join(shapes)

@@ -200,7 +200,7 @@ def test_file_decides_whether_bos_and_eos_are_added(tmp_path: Path) -> None:
         ({"tokenizer.ggml.merges": ["a"]}, "tokenizer.ggml.merges: 'a'"),
         ({"tokenizer.ggml.eos_token_id": 4000}, "eos_token_id 4000"),
         ({"tokenizer.ggml.bos_token_id": None, "tokenizer.ggml.add_bos_token": True}, "bos_token_id is missing"),
-        ({"llama.expert_count": 8}, "expert_count = 8"),
+        ({"llama.expert_count": 8}, "expert_used_count"),
         ({"llama.attention.sliding_window": 4096}, "attention.sliding_window"),
         ({"llama.rope.scaling.type": "longrope"}, "rope.scaling.type"),
         ({"split.count": 3}, "one part of a split model"),

@@ -161,4 +161,5 @@ def mlp_words(layer: LayerConfig) -> str:
 def _has_gguf(config: ModelConfig) -> bool:
     from pando.model.families import family
 
-    return family(config.family).gguf is not None
+    form = family(config.family).gguf
+    return form is not None and form.metadata is not None

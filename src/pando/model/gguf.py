@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +16,13 @@ import numpy as np
 from pando.errors import BaseModelError, PandoError
 from pando.files import progress
 from pando.model.config import ModelConfig, RopeConfig, RopeScaling
-from pando.model.families import Family, gguf_family
+from pando.model.families import Family, Packed, gguf_family
 from pando.model.families.reading import Switches
 from pando.model.gguf_tokenizer import read_tokenizer
 
 if TYPE_CHECKING:
     import gguf
+    import torch
 
 # Llama 3.1 and later keep the stretch of rotary frequencies as one factor per frequency. Their configs differ in one
 # number; the others have always been these.
@@ -41,7 +44,7 @@ def convert(path: Path, folder: Path) -> dict[str, Any]:
         fields = {name: _value(field) for name, field in reader.fields.items()}
         if fields.get("split.count", 1) not in (0, 1):
             raise BaseModelError("this is one part of a split model; join the parts with llama-gguf-split --merge")
-        found = gguf_family(str(fields.get("general.architecture")))
+        found = _family(fields)
         tensors = {tensor.name: tensor for tensor in reader.tensors}
         config = _config(found, fields, tensors)
         jsons = {"config.json": found.hf_config(config), **read_tokenizer(fields)}
@@ -61,7 +64,7 @@ def read_gguf_config(path: Path) -> ModelConfig:
     with _naming(path):
         reader = _open(path)
         fields = {name: _value(field) for name, field in reader.fields.items()}
-        found = gguf_family(str(fields.get("general.architecture")))
+        found = _family(fields)
         return _config(found, fields, {tensor.name: tensor for tensor in reader.tensors})
 
 
@@ -136,35 +139,66 @@ def _stretched(rope: RopeConfig, tensor: gguf.ReaderTensor) -> RopeConfig:
     return scaled
 
 
+def _family(fields: dict[str, Any]) -> Family:
+    architecture = str(fields.get("general.architecture"))
+    return gguf_family(architecture, int(fields.get(f"{architecture}.expert_count") or 0))
+
+
 def _write_weights(found: Family, config: ModelConfig, tensors: dict[str, gguf.ReaderTensor], path: Path) -> None:
-    """One tensor at a time in memory."""
-    from pando.model.checkpoint import write_safetensors
+    """A few tensors at a time in memory."""
+    import torch
+
+    from pando.model.checkpoint import packed, tensors_of, write_safetensors
 
     assert found.gguf is not None
-    names = dict(found.gguf.keys(config))
-    for missing in (theirs for theirs in names.values() if theirs not in tensors):
-        raise BaseModelError(f"the tensor {missing} is missing")
-    for extra in sorted(tensors.keys() - set(names.values()) - {"rope_freqs.weight"}):
-        raise BaseModelError(f"the tensor {extra} is not one of this architecture")
+    held = [Packed(theirs, (ours,)) for ours, theirs in found.gguf.keys(config)] + list(found.gguf.packed(config))
     shapes = config.shapes()
-    for ours, theirs in names.items():
-        shape = tuple(int(n) for n in reversed(tensors[theirs].shape))
-        if shape != shapes[ours]:
-            raise BaseModelError(f"the tensor {theirs} has shape {list(shape)}; expected {list(shapes[ours])}")
-    keys = dict(found.keys(config))
-    paired = found.gguf.paired(config)
+    _check(held, shapes, tensors)
+    source = {ours: part for part in held for ours in part.ours}
+
+    @lru_cache(maxsize=4)  # a stack of experts is asked for once for each
+    def parameters(theirs: str) -> dict[str, torch.Tensor]:
+        part = next(one for one in held if one.theirs == theirs)
+        array = _dequantised(tensors[theirs]).reshape(part.shape(shapes))
+        pieces = part.split(torch.from_numpy(array), [shapes[ours][0] for ours in part.ours])
+        return {ours: _as_ours(found, config, ours, piece) for ours, piece in zip(part.ours, pieces, strict=True)}
+
+    written = list(tensors_of(found, config))
 
     def values(advance: Any) -> Iterator[np.ndarray]:
-        for ours in keys:
-            array = _dequantised(tensors[names[ours]])
-            for site, heads in paired.items():
-                if f".{site}." in ours:
-                    array = _halves(array, heads)
+        for part in written:
+            array = packed(part, [parameters(source[ours].theirs)[ours] for ours in part.ours]).numpy()
             advance(array.size)
             yield array
 
     with progress(config.parameters, "converting weights") as advance:
-        write_safetensors(path, {key: shapes[ours] for ours, key in keys.items()}, values(advance))
+        write_safetensors(path, {part.theirs: part.shape(shapes) for part in written}, values(advance))
+
+
+def _check(held: list[Packed], shapes: dict[str, tuple[int, ...]], tensors: dict[str, gguf.ReaderTensor]) -> None:
+    """That all tensors are there, no others, and of the right shapes."""
+    names = {part.theirs for part in held}
+    for missing in (part.theirs for part in held if part.theirs not in tensors):
+        raise BaseModelError(f"the tensor {missing} is missing")
+    for extra in sorted(tensors.keys() - names - {"rope_freqs.weight"}):
+        raise BaseModelError(f"the tensor {extra} is not one of this architecture")
+    for part in held:
+        shape, wanted = tuple(int(n) for n in reversed(tensors[part.theirs].shape)), part.shape(shapes)
+        if shape != wanted and math.prod(shape) == math.prod(wanted) == max(shape):
+            continue  # a matrix of one row is kept as a vector
+        if shape != wanted:
+            raise BaseModelError(f"the tensor {part.theirs} has shape {list(shape)}; expected {list(wanted)}")
+
+
+def _as_ours(found: Family, config: ModelConfig, ours: str, array: torch.Tensor) -> torch.Tensor:
+    """Undoes what llama.cpp's converter does to single parameters."""
+    assert found.gguf is not None
+    for site, heads in found.gguf.paired(config).items():
+        if f".{site}." in ours:
+            array = _halves(array, heads)
+    if found.gguf.norm_offset and ours.endswith("norm.weight"):
+        array = array - found.gguf.norm_offset
+    return array.contiguous()
 
 
 def _dequantised(tensor: gguf.ReaderTensor) -> np.ndarray:
@@ -182,7 +216,7 @@ def _dequantised(tensor: gguf.ReaderTensor) -> np.ndarray:
     return array
 
 
-def _halves(array: np.ndarray, heads: int) -> np.ndarray:
+def _halves(array: torch.Tensor, heads: int) -> torch.Tensor:
     """Rows of rotary pairs (2i, 2i + 1) back to halves (i, i + dim/2), head by head."""
-    pairs = array.reshape(heads, -1, 2, *array.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(array.shape)
+    pairs: torch.Tensor = array.unflatten(0, (heads, -1, 2))
+    return pairs.transpose(1, 2).flatten(0, 2)

@@ -36,8 +36,8 @@ def write_gguf(base: BaseModel, path: Path, dtype: str = "float32", licence: str
     import gguf
 
     found = family(base.config.family)
-    if found.gguf is None:
-        raise BaseModelError(f"the family {found.name} has no form in GGUF; use --to hf")
+    if found.gguf is None or found.gguf.metadata is None:
+        raise BaseModelError(f"the family {found.name} is not written as GGUF here; use --to hf and convert from there")
     metadata = found.gguf.metadata(base.config)
     tokenizer = write_tokenizer(base.folder, base.config.vocab_size)
     kind = gguf.GGMLQuantizationType[DTYPES[dtype]]

@@ -99,17 +99,24 @@ class Gguf:
     Attributes:
         architecture: the file's `general.architecture`.
         config: the metadata below `<architecture>.` -> config. `tied` and `vocab_size` are filled in by the reader.
-        metadata: the other way round; a config that GGUF cannot hold is an error that names the switch.
-        keys: (our parameter name, GGUF tensor name), every one of a model.
+        metadata: the other way round; a config that GGUF cannot hold is an error that names the switch. None: files of
+            this family are read only.
+        keys: (our parameter name, GGUF tensor name) of parameters that are kept as they are; stacks of experts are.
+        packed: the other ones.
         paired: name endings of projections whose rows llama.cpp keeps in rotary pairs (2i, 2i + 1) instead of
             halves (i, i + dim/2), with the number of heads.
+        norm_offset: what is added to the weights of norms there.
+        mixture: whether it is the one with experts where an architecture has two families.
     """
 
     architecture: str
     config: Callable[[Switches], ModelConfig]
-    metadata: Callable[[ModelConfig], Mapping[str, Any]]
+    metadata: Callable[[ModelConfig], Mapping[str, Any]] | None
     keys: Keys
+    packed: Callable[[ModelConfig], Iterator[Packed]] = lambda config: iter(())
     paired: Callable[[ModelConfig], dict[str, int]] = lambda config: {}
+    norm_offset: float = 0.0
+    mixture: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,18 +157,19 @@ def family(name: str) -> Family:
     return found
 
 
-def gguf_family(architecture: str) -> Family:
-    """The family that llama.cpp calls `architecture`.
+def gguf_family(architecture: str, experts: int = 0) -> Family:
+    """The family that llama.cpp calls `architecture`, of the two that one name may stand for the one with experts.
 
     Raises:
         BaseModelError: no such family.
     """
-    known = {f.gguf.architecture: f for f in map(family, sorted(_MODULES)) if f.gguf is not None}
-    if architecture not in known:
-        raise BaseModelError(
-            f"general.architecture {architecture!r} is not supported in GGUF; supported are {', '.join(known)}"
-        )
-    return known[architecture]
+    known = [(f.gguf, f) for f in map(family, sorted(_MODULES)) if f.gguf is not None]
+    fitting = [(form, f) for form, f in known if form.architecture == architecture]
+    for form, found in fitting:
+        if len(fitting) == 1 or form.mixture == bool(experts):
+            return found
+    names = ", ".join(sorted({form.architecture for form, _ in known}))
+    raise BaseModelError(f"general.architecture {architecture!r} is not supported in GGUF; supported are {names}")
 
 
 def read_config(hf: dict[str, Any]) -> ModelConfig:

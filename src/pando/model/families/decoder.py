@@ -243,6 +243,70 @@ def read_gguf_decoder(switches: Switches, family: str, **attention: Any) -> Mode
     )
 
 
+def paired_heads(config: ModelConfig) -> dict[str, int]:
+    """Queries and keys, whose rows llama.cpp keeps in rotary pairs where the architecture is called "llama"."""
+    attention = config.layers[0].attention
+    return {"attention.q": attention.heads, "attention.k": attention.kv_heads}
+
+
+GGUF_MOE = {
+    "mlp.router": "ffn_gate_inp",
+    "mlp.experts.gate": "ffn_gate_exps",
+    "mlp.experts.up": "ffn_up_exps",
+    "mlp.experts.down": "ffn_down_exps",
+    "mlp.shared.gate": "ffn_gate_shexp",
+    "mlp.shared.up": "ffn_up_shexp",
+    "mlp.shared.down": "ffn_down_shexp",
+    "mlp.shared_gate": "ffn_gate_inp_shexp",
+}
+GGUF_AFTER = {"attention_post_norm": "post_attention_norm", "mlp_post_norm": "post_ffw_norm"}
+
+
+def gguf_sites(config: ModelConfig, more: Mapping[str, str], without: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+    """(our parameter name, GGUF tensor name), with the family's own names, and without the sites that are packed."""
+    sites: dict[str, str] = {ours: theirs for ours, (_, theirs) in SITES.items() if ours not in without} | dict(more)
+    return names(config, sites, _GGUF_ENDS | {"positions": "position_embd"}, "blk.{}")
+
+
+def read_gguf_as_hf(switches: Switches, kind: str, **more: Any) -> dict[str, Any]:
+    """The metadata of a GGUF file under the names of Hugging Face's config.json, for the family's own reader.
+
+    Args:
+        kind: `model_type`. more: the family's own switches.
+    """
+    d_model, heads = switches.integer("embedding_length"), switches.integer("attention.head_count")
+    rms = "attention.layer_norm_rms_epsilon"
+    eps = switches.number(rms if switches.has(rms) else "attention.layer_norm_epsilon")
+    head_dim = switches.integer("attention.key_length", d_model // heads)
+    switches.only("attention.value_length", head_dim)
+    switches.only("rope.dimension_count", head_dim)
+    switches.only("rope.scaling.type", "none")
+    rope = {"rope_theta": switches.number("rope.freq_base")} if switches.has("rope.freq_base") else {}
+    found = {
+        "model_type": kind,
+        "vocab_size": switches.integer("vocab_size"),
+        "hidden_size": d_model,
+        "num_hidden_layers": switches.integer("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": switches.integer("attention.head_count_kv", heads),
+        "max_position_embeddings": switches.integer("context_length"),
+        "tie_word_embeddings": switches.flag("tied", False),
+        "head_dim": head_dim,
+        "rms_norm_eps": eps,
+        **rope,
+    }
+    if switches.has("feed_forward_length"):
+        found["intermediate_size"] = switches.integer("feed_forward_length")
+    if switches.has("expert_count"):
+        found |= {
+            "num_experts": switches.integer("expert_count"),
+            "num_experts_per_tok": switches.integer("expert_used_count"),
+        }
+    if switches.has("attention.sliding_window"):
+        found["sliding_window"] = switches.integer("attention.sliding_window")
+    return found | more
+
+
 def write_gguf_decoder(config: ModelConfig, *, bias: bool = False) -> Mapping[str, Any]:
     """The metadata that `read_gguf_decoder` reads, as llama.cpp's converter writes it.
 

@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from pando.model.config import LayerConfig, ModelConfig, NormConfig
-from pando.model.families import Family
+from pando.model.families import Family, Gguf
 from pando.model.families.decoder import (
+    GGUF_AFTER,
     HF_ENDS,
     HF_SITES,
     finish,
+    gguf_sites,
     names,
+    read_gguf_as_hf,
     read_shape,
     read_windows,
     write_decoder,
@@ -78,9 +81,25 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
     return finish(switches, "gemma2", shape, layers, norm, tied=tied, **more)
 
 
+def gemma_gguf_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """(our parameter name, GGUF tensor name)."""
+    return gguf_sites(config, GGUF_AFTER)
+
+
+def _gguf_config(switches: Switches) -> ModelConfig:
+    hf = read_gguf_as_hf(switches, "gemma2")
+    hf["attn_logit_softcapping"] = switches.number("attn_logit_softcapping", 50.0)
+    hf["final_logit_softcapping"] = switches.number("final_logit_softcapping", 30.0)
+    # llama.cpp tells the 27B by its depth: its scores are scaled by d_model / heads
+    by_width = hf["num_hidden_layers"] == 46
+    hf["query_pre_attn_scalar"] = hf["hidden_size"] // hf["num_attention_heads"] if by_width else hf["head_dim"]
+    return _config(hf)
+
+
 FAMILY = Family(
     name="gemma2",
     config=_config,
     hf_config=lambda config: write_gemma(config, "Gemma2ForCausalLM"),
     keys=gemma_names,
+    gguf=Gguf("gemma2", _gguf_config, None, gemma_gguf_names, norm_offset=1.0),
 )

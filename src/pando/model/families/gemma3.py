@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from pando.model.config import LayerConfig, ModelConfig, NormConfig
-from pando.model.families import Family
-from pando.model.families.decoder import FULL, SLIDING, finish, read_shape, read_windows, write_ropes
-from pando.model.families.gemma2 import gemma_names, gemma_scale, gemma_switches, write_gemma
-from pando.model.families.reading import read_ropes
+from pando.model.families import Family, Gguf
+from pando.model.families.decoder import FULL, SLIDING, finish, read_gguf_as_hf, read_shape, read_windows, write_ropes
+from pando.model.families.gemma2 import gemma_gguf_names, gemma_names, gemma_scale, gemma_switches, write_gemma
+from pando.model.families.reading import Switches, read_ropes
 
 _USUAL = {"head_dim": 256, "sliding_window": 4096, "hidden_activation": "gelu_pytorch_tanh"}
 _KINDS = {FULL: ("rope_theta", 1_000_000.0), SLIDING: ("rope_local_base_freq", 10_000.0)}
@@ -37,9 +37,19 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
     return finish(switches, "gemma3_text", shape, layers, norm, tied=tied, **more)
 
 
+def _gguf_config(switches: Switches) -> ModelConfig:
+    hf = read_gguf_as_hf(switches, "gemma3_text")
+    # llama.cpp knows these by the size of the model: only the 27B scales by d_model / heads
+    by_width = hf["num_hidden_layers"] == 62
+    hf["query_pre_attn_scalar"] = hf["hidden_size"] // hf["num_attention_heads"] if by_width else hf["head_dim"]
+    hf["rope_local_base_freq"] = switches.number("rope.freq_base_swa", 10_000.0)
+    return _config(hf)
+
+
 FAMILY = Family(
     name="gemma3_text",
     config=_config,
     hf_config=lambda config: write_gemma(config, "Gemma3ForCausalLM") | write_ropes(config),
     keys=gemma_names,
+    gguf=Gguf("gemma3", _gguf_config, None, gemma_gguf_names, norm_offset=1.0),
 )

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from pando.model.config import LayerConfig, ModelConfig, NormConfig
-from pando.model.families import Family, Packed
-from pando.model.families.decoder import finish, names, packed, read_shape
+from pando.model.families import Family, Gguf, Packed
+from pando.model.families.decoder import finish, gguf_sites, names, packed, read_gguf_as_hf, read_shape
 from pando.model.families.reading import Switches
 
 _CALLED = {
@@ -76,6 +76,22 @@ def _packed(config: ModelConfig) -> Iterator[Packed]:
         yield Packed(one.theirs, one.ours, transposed=one.theirs.endswith("weight"))
 
 
+def _gguf_config(switches: Switches) -> ModelConfig:
+    hf = read_gguf_as_hf(switches, "gpt2")
+    for other in ("num_key_value_heads", "head_dim"):
+        hf.pop(other)
+    hf["layer_norm_epsilon"] = hf.pop("rms_norm_eps")
+    return _config({_CALLED.get(key, key): value for key, value in hf.items()})
+
+
+def _gguf_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    return gguf_sites(config, {}, _FUSED["attn.c_attn"])
+
+
+def _gguf_packed(config: ModelConfig) -> Iterator[Packed]:
+    return packed(config, "blk.{}", {"attn_qkv": _FUSED["attn.c_attn"]})
+
+
 FAMILY = Family(
     name="gpt2",
     config=_config,
@@ -83,5 +99,6 @@ FAMILY = Family(
     keys=lambda config: names(config, _SITES, _ENDS, _LAYERS),
     packed=_packed,
     prefix="transformer.",
+    gguf=Gguf("gpt2", _gguf_config, None, _gguf_names, _gguf_packed),
     ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
 )

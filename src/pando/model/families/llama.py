@@ -15,6 +15,7 @@ from pando.model.families.decoder import (
     finish,
     gguf_names,
     hf_names,
+    paired_heads,
     read_gguf_decoder,
     read_shape,
     write_decoder,
@@ -45,16 +46,11 @@ def _hf_config(config: ModelConfig) -> dict[str, Any]:
     return write_decoder(config, "LlamaForCausalLM", **biases)
 
 
-def _paired(config: ModelConfig) -> dict[str, int]:
-    attention = config.layers[0].attention
-    return {"attention.q": attention.heads, "attention.k": attention.kv_heads}
-
-
 FAMILY = Family(
     name="llama",
     config=_config,
     hf_config=_hf_config,
     keys=hf_names,
     ignored=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
-    gguf=Gguf("llama", lambda s: read_gguf_decoder(s, "llama"), write_gguf_decoder, gguf_names, _paired),
+    gguf=Gguf("llama", lambda s: read_gguf_decoder(s, "llama"), write_gguf_decoder, gguf_names, paired=paired_heads),
 )

@@ -9,8 +9,20 @@ from collections.abc import Iterator
 from typing import Any
 
 from pando.model.config import ExpertsConfig, LayerConfig, ModelConfig, NormConfig, RouterConfig
-from pando.model.families import Family, Packed
-from pando.model.families.decoder import HF_ENDS, HF_SITES, experts, finish, names, read_shape, write_decoder
+from pando.model.families import Family, Gguf, Packed
+from pando.model.families.decoder import (
+    GGUF_MOE,
+    HF_ENDS,
+    HF_SITES,
+    experts,
+    finish,
+    gguf_sites,
+    names,
+    paired_heads,
+    read_gguf_as_hf,
+    read_shape,
+    write_decoder,
+)
 from pando.model.families.reading import Switches, read_rope
 
 _SITES = HF_SITES | {"mlp.router": "block_sparse_moe.gate"}
@@ -49,10 +61,24 @@ def _packed(config: ModelConfig) -> Iterator[Packed]:
     return experts(config, "model.layers.{}.block_sparse_moe.experts.{}", called)
 
 
+def _gguf_config(switches: Switches) -> ModelConfig:
+    hf = read_gguf_as_hf(switches, "mixtral")
+    hf["num_local_experts"] = hf.pop("num_experts")
+    return _config(hf)
+
+
 FAMILY = Family(
     name="mixtral",
     config=_config,
     hf_config=_hf_config,
     keys=lambda config: names(config, _SITES, HF_ENDS, "model.layers.{}"),
     packed=_packed,
+    gguf=Gguf(
+        "llama",
+        _gguf_config,
+        None,
+        lambda config: gguf_sites(config, GGUF_MOE),
+        paired=paired_heads,
+        mixture=True,
+    ),
 )

@@ -9,8 +9,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from pando.model.config import LayerConfig, ModelConfig, NormConfig
-from pando.model.families import Family
-from pando.model.families.decoder import HF_ENDS, HF_SITES, finish, names, read_shape, write_decoder
+from pando.model.families import Family, Gguf
+from pando.model.families.decoder import (
+    GGUF_AFTER,
+    HF_ENDS,
+    HF_SITES,
+    finish,
+    gguf_sites,
+    names,
+    read_gguf_as_hf,
+    read_shape,
+    write_decoder,
+)
 from pando.model.families.reading import Switches, read_rope
 
 _SITES = HF_SITES | {
@@ -40,4 +50,7 @@ def _hf_config(config: ModelConfig) -> dict[str, Any]:
     return write_decoder(config, "Olmo2ForCausalLM", attention_bias=config.layers[0].attention.bias)
 
 
-FAMILY = Family(name="olmo2", config=_config, hf_config=_hf_config, keys=olmo_names)
+_GGUF = Gguf(
+    "olmo2", lambda s: _config(read_gguf_as_hf(s, "olmo2")), None, lambda config: gguf_sites(config, GGUF_AFTER)
+)
+FAMILY = Family(name="olmo2", config=_config, hf_config=_hf_config, keys=olmo_names, gguf=_GGUF)

@@ -10,8 +10,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from pando.model.config import LayerConfig, ModelConfig, NormConfig
-from pando.model.families import Family, Packed
-from pando.model.families.decoder import HF_ENDS, HF_SITES, finish, names, packed, read_shape, write_decoder
+from pando.model.families import Family, Gguf, Packed
+from pando.model.families.decoder import (
+    HF_ENDS,
+    HF_SITES,
+    finish,
+    gguf_sites,
+    names,
+    packed,
+    read_gguf_as_hf,
+    read_shape,
+    write_decoder,
+)
 from pando.model.families.reading import Switches, read_rope
 
 _FUSED = {
@@ -50,10 +60,20 @@ def _packed(config: ModelConfig) -> Iterator[Packed]:
     return packed(config, _LAYERS, _FUSED)
 
 
+def _gguf_packed(config: ModelConfig) -> Iterator[Packed]:
+    attention, mlp = _FUSED.values()
+    return packed(config, "blk.{}", {"attn_qkv": attention, "ffn_up": mlp})
+
+
+def _gguf_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    return gguf_sites(config, {}, [site for group in _FUSED.values() for site in group])
+
+
 FAMILY = Family(
     name="phi3",
     config=_config,
     hf_config=_hf_config,
     keys=lambda config: names(config, _SITES, HF_ENDS, _LAYERS),
     packed=_packed,
+    gguf=Gguf("phi3", lambda s: _config(read_gguf_as_hf(s, "phi3")), None, _gguf_names, _gguf_packed),
 )

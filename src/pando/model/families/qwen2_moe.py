@@ -8,14 +8,17 @@ from __future__ import annotations
 from typing import Any
 
 from pando.model.config import ExpertsConfig, LayerConfig, MlpConfig, ModelConfig, NormConfig, RouterConfig
-from pando.model.families import Family
+from pando.model.families import Family, Gguf
 from pando.model.families.decoder import (
+    GGUF_MOE,
     HF_ENDS,
     MOE_SITES,
     Shape,
     finish,
+    gguf_sites,
     hf_experts,
     names,
+    read_gguf_as_hf,
     read_shape,
     write_decoder,
 )
@@ -77,10 +80,19 @@ def _hf_config(config: ModelConfig) -> dict[str, Any]:
     return write_decoder(config, "Qwen2MoeForCausalLM", **switches)
 
 
+def _gguf_config(switches: Switches) -> ModelConfig:
+    hf = read_gguf_as_hf(switches, "qwen2_moe")
+    hf.pop("head_dim")
+    hf["moe_intermediate_size"] = switches.integer("expert_feed_forward_length")
+    hf["shared_expert_intermediate_size"] = switches.integer("expert_shared_feed_forward_length")
+    return _config(hf)
+
+
 FAMILY = Family(
     name="qwen2_moe",
     config=_config,
     hf_config=_hf_config,
     keys=lambda config: names(config, MOE_SITES, HF_ENDS, "model.layers.{}"),
     packed=hf_experts,
+    gguf=Gguf("qwen2moe", _gguf_config, None, lambda config: gguf_sites(config, GGUF_MOE)),
 )

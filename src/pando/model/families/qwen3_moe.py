@@ -8,8 +8,19 @@ from __future__ import annotations
 from typing import Any
 
 from pando.model.config import ExpertsConfig, LayerConfig, ModelConfig, NormConfig, RouterConfig
-from pando.model.families import Family
-from pando.model.families.decoder import HF_ENDS, MOE_SITES, finish, hf_experts, names, read_shape, write_decoder
+from pando.model.families import Family, Gguf
+from pando.model.families.decoder import (
+    GGUF_MOE,
+    HF_ENDS,
+    MOE_SITES,
+    finish,
+    gguf_sites,
+    hf_experts,
+    names,
+    read_gguf_as_hf,
+    read_shape,
+    write_decoder,
+)
 from pando.model.families.qwen2_moe import read_mixtures, write_mixtures
 from pando.model.families.reading import Switches, read_rope
 
@@ -38,10 +49,18 @@ def _hf_config(config: ModelConfig) -> dict[str, Any]:
     return write_decoder(config, "Qwen3MoeForCausalLM", **switches)
 
 
+def _gguf_config(switches: Switches) -> ModelConfig:
+    hf = read_gguf_as_hf(switches, "qwen3_moe", norm_topk_prob=True)
+    hf["moe_intermediate_size"] = switches.integer("expert_feed_forward_length")
+    hf.setdefault("intermediate_size", hf["moe_intermediate_size"])  # no layer is without experts there
+    return _config(hf)
+
+
 FAMILY = Family(
     name="qwen3_moe",
     config=_config,
     hf_config=_hf_config,
     keys=lambda config: names(config, MOE_SITES, HF_ENDS, "model.layers.{}"),
     packed=hf_experts,
+    gguf=Gguf("qwen3moe", _gguf_config, None, lambda config: gguf_sites(config, GGUF_MOE)),
 )

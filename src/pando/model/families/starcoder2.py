@@ -8,8 +8,17 @@ from __future__ import annotations
 from typing import Any
 
 from pando.model.config import LayerConfig, ModelConfig, NormConfig
-from pando.model.families import Family
-from pando.model.families.decoder import HF_ENDS, HF_SITES, finish, names, read_shape, write_decoder
+from pando.model.families import Family, Gguf
+from pando.model.families.decoder import (
+    HF_ENDS,
+    HF_SITES,
+    finish,
+    gguf_names,
+    names,
+    read_gguf_as_hf,
+    read_shape,
+    write_decoder,
+)
 from pando.model.families.reading import Switches, read_rope
 
 _SITES = HF_SITES | {"mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}
@@ -39,9 +48,16 @@ def _hf_config(config: ModelConfig) -> dict[str, Any]:
     return written
 
 
+def _gguf_config(switches: Switches) -> ModelConfig:
+    hf = read_gguf_as_hf(switches, "starcoder2")
+    hf["norm_epsilon"] = hf.pop("rms_norm_eps")
+    return _config(hf)
+
+
 FAMILY = Family(
     name="starcoder2",
     config=_config,
     hf_config=_hf_config,
     keys=lambda config: names(config, _SITES, HF_ENDS, "model.layers.{}"),
+    gguf=Gguf("starcoder2", _gguf_config, None, gguf_names),
 )

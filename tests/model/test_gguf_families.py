@@ -1,0 +1,127 @@
+"""GGUF files of further families as llama.cpp's converter writes them, beside transformers' reader where it has one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from pando.model.base import open_base
+from pando.model.config import ExpertsConfig
+from pando.model.context import RowContext
+from pando.model.families import family, read_config
+from pando.model.gguf_write import _pairs
+from pando.model.transformer import Transformer
+from tests.model import tiny
+from tests.model.test_families import COMMON, GEMMA, GPT2, MOE
+from tests.model.test_gguf import add_tokenizer
+
+WIDE = {"head_dim": 256, "query_pre_attn_scalar": 256}  # the only one that transformers takes from a file
+UNTIED = {"tie_word_embeddings": False}
+SHAPES: dict[str, dict[str, Any]] = {
+    "gemma2": GEMMA | WIDE | {"model_type": "gemma2"},
+    "gemma3": GEMMA | WIDE | {"model_type": "gemma3_text", "num_hidden_layers": 6},
+    "phi3": COMMON | {"model_type": "phi3"},
+    "starcoder2": COMMON | {"model_type": "starcoder2"},
+    "gpt2": GPT2 | {"model_type": "gpt2", "n_positions": 1024},
+    "olmo2": COMMON | {"model_type": "olmo2"},
+    "olmoe": COMMON | {"model_type": "olmoe", "num_experts": 4, "num_experts_per_tok": 2},
+    "qwen2moe": COMMON | MOE | UNTIED | {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 40},
+    "qwen3moe": COMMON | MOE | UNTIED | {"model_type": "qwen3_moe", "head_dim": 16, "norm_topk_prob": True},
+    "mixtral": COMMON | {"model_type": "mixtral", "num_local_experts": 4},
+}
+THEIRS = ("gemma2", "gemma3", "starcoder2", "gpt2")  # that transformers reads whatever their size
+
+
+def write(path: Path, name: str) -> Transformer:
+    """The file, and the model that it holds."""
+    shape = read_config(SHAPES[name])
+    model, form = tiny.model(shape), family(shape.family).gguf
+    assert form is not None
+    writer = gguf.GGUFWriter(path, form.architecture)
+    metadata(writer, name, model)
+    add_tokenizer(writer, {})
+    parameters = {key: p.numpy() for key, p in model.named_parameters()}
+    for ours, array in list(parameters.items()):
+        if ours.endswith("norm.weight"):
+            parameters[ours] = array + np.float32(form.norm_offset)
+        for site, heads in form.paired(shape).items():
+            if f".{site}." in ours:
+                parameters[ours] = _pairs(array, heads)
+    for ours, theirs in form.keys(shape):
+        array = parameters[ours]
+        writer.add_tensor(theirs, np.ascontiguousarray(array[0] if array.shape[0] == 1 else array))
+    for part in form.packed(shape):
+        writer.add_tensor(part.theirs, np.concatenate([parameters[ours] for ours in part.ours]))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model
+
+
+def metadata(writer: gguf.GGUFWriter, name: str, model: Transformer) -> None:
+    """What the converter writes for this architecture."""
+    shape = model.config
+    attention, mixture = shape.layers[0].attention, shape.layers[-1].mlp
+    writer.add_block_count(len(shape.layers))
+    writer.add_context_length(shape.context_length)
+    writer.add_embedding_length(shape.d_model)
+    writer.add_head_count(attention.heads)
+    writer.add_vocab_size(shape.vocab_size)
+    writer.add_feed_forward_length(SHAPES[name].get("intermediate_size", 4 * shape.d_model))
+    if name in ("gpt2", "starcoder2"):
+        writer.add_layer_norm_eps(shape.norm.eps)
+    else:
+        writer.add_layer_norm_rms_eps(shape.norm.eps)
+    if name != "gpt2":
+        writer.add_head_count_kv(attention.kv_heads)
+        rope = shape.layers[-1].attention.rope
+        assert rope is not None
+        writer.add_rope_freq_base(rope.theta)
+    if name.startswith("gemma") or name == "qwen3moe":
+        writer.add_key_length(attention.head_dim)
+        writer.add_value_length(attention.head_dim)
+    if name.startswith("gemma"):
+        writer.add_sliding_window(8)
+    if name == "gemma2":
+        writer.add_attn_logit_softcapping(50.0)
+        writer.add_final_logit_softcapping(30.0)
+    if isinstance(mixture, ExpertsConfig):
+        writer.add_expert_count(mixture.count)
+        writer.add_expert_used_count(mixture.router.top_k)
+        if name.startswith("qwen"):
+            writer.add_expert_feed_forward_length(mixture.hidden)
+        if mixture.shared:
+            writer.add_expert_shared_feed_forward_length(mixture.shared)
+
+
+def logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.head(model(tokens, RowContext(tokens)))
+
+
+TOKENS = torch.randint(3, 320, (2, 40), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_file_is_the_model(name: str, tmp_path: Path, home: Path) -> None:
+    wanted = write(tmp_path / "m.gguf", name)
+    base = open_base(tmp_path / "m.gguf")
+    assert base.config.layers == wanted.config.layers and base.config.family == wanted.config.family
+    assert (logits(base.module(), TOKENS) - logits(wanted, TOKENS)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_transformers_reads_the_same(name: str, tmp_path: Path, home: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    write(tmp_path / "m.gguf", name)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32).eval()
+    ours = logits(open_base(tmp_path / "m.gguf").module(), TOKENS)
+    with torch.no_grad():
+        assert (ours - theirs(TOKENS).logits).abs().max() < 1e-4
