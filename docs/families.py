@@ -46,8 +46,8 @@ TAIL = """
 - adapters on every projection, the experts' own included, give the logits that PEFT gives from the same files;
 - encoders (`tests/model/test_encoders.py`): logits for masked tokens and gradients, files both ways, vectors of texts
   of different lengths in one batch, losses of packed documents, adapters;
-- GGUF files (`tests/model/test_gguf_families.py`): written as llama.cpp's converter does, read back as the model, and for
-  four architectures beside transformers' own reader;
+- GGUF files (`tests/model/test_gguf_families.py`): written as llama.cpp's converter does, read back as the model, and
+  for four architectures beside transformers' own reader;
 - FLOPs within 1 % of what torch's profiler counts (`tests/model/test_anatomy.py`).
 
 | `model_type` | shapes |

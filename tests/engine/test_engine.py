@@ -290,12 +290,14 @@ def test_too_long_is_an_error_with_both_numbers_unless_cutting_is_asked_for(engi
     long = [5] * 400
     with pytest.raises(ContextLengthError, match=r"400 tokens.*256"):
         engine.submit(GenerateRequest(prompt=long))
-    with pytest.raises(ContextLengthError, match=r"402 tokens.*256"):
+    with pytest.raises(ContextLengthError, match=r"401 tokens.*256"):  # the last one is only predicted
         engine.submit(ScoreRequest(context=long, continuations=[[1, 2]]))
+    (brim,) = engine.score([ScoreRequest(context=[5] * 255, continuations=[[1, 2], [3]])])
+    assert brim.tokens == [2, 1] and brim.usage.truncated_tokens == 0
     (cut,) = engine.generate([GenerateRequest(prompt=long, max_tokens=10, truncate="left", ignore_eos=True)])
     assert cut.usage.truncated_tokens == 400 - 246 and len(cut.tokens) == 10
     (score,) = engine.score([ScoreRequest(context=long, continuations=[[1, 2]], truncate="left")])
-    assert score.usage.truncated_tokens == 400 - 254
+    assert score.usage.truncated_tokens == 400 - 255
     (full,) = engine.generate([GenerateRequest(prompt=[5] * 250, max_tokens=100, ignore_eos=True)])
     assert len(full.tokens) == 6 and full.finish_reason == "length"
 

@@ -73,7 +73,7 @@ class RequestCompiler:
         if not request.continuations or isinstance(request.continuations, str):
             raise RequestError("continuations must be a list of one or more texts", "continuations")
         continuations = self._continuations(request, context)
-        longest = max(map(len, continuations))
+        longest = max(map(len, continuations)) - 1  # the last token is only predicted
         limit = self._config.context_length - longest
         if limit < 1:
             raise ContextLengthError(len(context) + longest, self._config.context_length, "continuations")

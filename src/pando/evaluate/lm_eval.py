@@ -39,8 +39,7 @@ class PandoLM(TemplateLM):  # type: ignore[misc]
     Args:
         engine: the loaded base.
         skin: folder of a skin or PEFT adapter that is applied to every request.
-        max_length: most tokens of one pass. The default is one less than the context, since the engine counts a
-            continuation's last token, which takes no pass in lm-eval's reckoning.
+        max_length: most tokens of one pass; the default is the context.
 
     Raises:
         BaseModelError: the base names no end token.
@@ -48,7 +47,7 @@ class PandoLM(TemplateLM):  # type: ignore[misc]
 
     def __init__(self, engine: Engine, skin: str | None = None, max_length: int | None = None) -> None:
         super().__init__()
-        self.max_length = max_length or engine.context_length - 1
+        self.max_length = max_length or engine.context_length
         self.max_gen_toks = 256
         self._engine = engine
         self._skin = skin
