@@ -25,7 +25,7 @@ import _hellaswag  # noqa: E402
 
 ROWS, SHOTS, PART = 200, (0, 2), 25
 SAME_CHOICE = 0.995
-FURTHEST = 1e-3  # nats
+FURTHEST = 5e-5  # of the total, at least a nat: totals of two hundred nats are sums of many rounded numbers
 
 Row = dict[str, Any]
 Found = list[list[tuple[float, bool]]]  # by row and choice: log-probability, greedy
@@ -93,9 +93,15 @@ def compare(rows: list[Row], folder: Path, work: Path) -> int:
             compared += len(part)
             same += sum(a == b for a, b in zip(choices(mine, part), choices(reference, part), strict=True))
             for a, b in ((a, b) for x, y in zip(mine, reference, strict=True) for a, b in zip(x, y, strict=True)):
-                furthest, flags = max(furthest, abs(a[0] - b[0])), flags + (a[1] != b[1])
-            print(f"{shots} shots, {at + len(part)} rows: furthest log-probability {furthest:.1e}", flush=True)
-    print(f"same choice in {same} of {compared}, furthest log-probability {furthest:.1e}, greedy differs in {flags}")
+                furthest = max(furthest, abs(a[0] - b[0]) / max(1.0, abs(b[0])))
+                flags += a[1] != b[1]
+            print(
+                f"{shots} shots, {at + len(part)} rows: log-probabilities apart by {furthest:.1e} of their size at most",
+                flush=True,
+            )
+    print(
+        f"same choice in {same} of {compared}, log-probabilities apart by {furthest:.1e} of their size at most, greedy differs in {flags}"
+    )
     return int(same / compared < SAME_CHOICE or furthest > FURTHEST)
 
 
