@@ -59,8 +59,8 @@ def held_back(shards: Any, length: int, most: int) -> Iterator[tuple[Tensor, Ten
         yield torch.from_numpy(tokens), torch.from_numpy(targets), document.bytes
 
 
-def pando(shape: dict[str, int], shards: Any, steps: int) -> tuple[Step, Score]:
-    """This project's own trainer as the dial sets it."""
+def pando(shape: dict[str, int], shards: Any, steps: int, number: str = "float32") -> tuple[Step, Score]:
+    """This project's own trainer as the dial sets it, with products in `number`."""
     from pando.model.context import RowContext
     from pando.train.config import build
     from pando.train.dial import CorpusFacts, model_config, resolve
@@ -70,7 +70,7 @@ def pando(shape: dict[str, int], shards: Any, steps: int) -> tuple[Step, Score]:
     values = {
         **{f"model.{name}": shape[name] for name in ("depth", "width", "heads", "kv_heads", "head_dim", "hidden")},
         "model.context": shape["length"], "sequence": shape["length"], "batch": shape["batch"],
-        "tokens": shape["batch"] * steps, "machine.number": "float32", "machine.compile": "off",
+        "tokens": shape["batch"] * steps, "machine.number": number, "machine.compile": "off",
     }  # fmt: skip
     given = types.SimpleNamespace(values=values)
     facts = CorpusFacts(shards.vocab_size, shards.documents("train").tokens, 1.0)
@@ -200,7 +200,15 @@ def litgpt(shape: dict[str, int], shards: Any, steps: int) -> tuple[Step, Score]
     return step, score
 
 
-SIDES = {"pando": pando, "nanochat": nanochat, "litgpt": litgpt}
+def chosen(shape: dict[str, int], shards: Any, steps: int) -> tuple[Step, Score]:
+    """The same with the products that `machine.number: auto` finds to be faster here."""
+    from pando.train.lora import fastest_dtype
+
+    number = str(fastest_dtype(torch.device("cpu"))).removeprefix("torch.")
+    return pando(shape, shards, steps, number)
+
+
+SIDES = {"pando": chosen, "pando float32": pando, "nanochat": nanochat, "litgpt": litgpt}
 
 
 def main() -> None:

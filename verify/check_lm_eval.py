@@ -95,13 +95,9 @@ def compare(rows: list[Row], folder: Path, work: Path) -> int:
             for a, b in ((a, b) for x, y in zip(mine, reference, strict=True) for a, b in zip(x, y, strict=True)):
                 furthest = max(furthest, abs(a[0] - b[0]) / max(1.0, abs(b[0])))
                 flags += a[1] != b[1]
-            print(
-                f"{shots} shots, {at + len(part)} rows: log-probabilities apart by {furthest:.1e} of their size at most",
-                flush=True,
-            )
-    print(
-        f"same choice in {same} of {compared}, log-probabilities apart by {furthest:.1e} of their size at most, greedy differs in {flags}"
-    )
+            apart = f"log-probabilities apart by {furthest:.1e} of their size at most"
+            print(f"{shots} shots, {at + len(part)} rows: {apart}", flush=True)
+    print(f"same choice in {same} of {compared}, {apart}, greedy differs in {flags}")
     return int(same / compared < SAME_CHOICE or furthest > FURTHEST)
 
 
