@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pando.engine.engine import Engine
+from pando.engine.quantise import quantise
 from pando.errors import BaseModelError
 from pando.interface import GenerateRequest, ScoreRequest
 from pando.model.base import open_base
@@ -20,6 +21,7 @@ from pando.model.lora import LoraConfig, all_linear
 from pando.model.peft import load_peft, save_peft
 from pando.model.transformer import Transformer
 from pando.train.batch import collate_rows
+from pando.train.lora import training_copy
 from pando.train.loss import batch_loss
 from pando.train.objectives.supervised import answered
 from pando.train.packing import Piece
@@ -250,6 +252,20 @@ def test_peft_opens_adapters(pair: tuple[Any, Transformer, Path], tmp_path: Path
         found = ours.head(ours(ids, RowContext(ids, adapters=adapter)))
         assert (found - changed(ids).logits).abs().max() < 1e-4
         assert (found - ours.head(ours(ids, RowContext(ids)))).abs().max() > 1e-2
+
+
+def test_copies_in_other_numbers_run(pair: tuple[Any, Transformer, Path]) -> None:
+    """Mixed as LoRA trains it, bfloat16 throughout, and int8 as the engine holds it."""
+    _, ours, folder = pair
+    ids = tokens()
+    with torch.no_grad():
+        exact = ours.head(ours(ids, RowContext(ids)))
+        half = load_model(folder, ours.config, "cpu", torch.bfloat16)
+        small = quantise(load_model(folder, ours.config, "cpu", torch.float32))
+        for copy in (training_copy(ours, torch.bfloat16), half, small):
+            rough = copy.head(copy(ids, RowContext(ids))).float()
+            # experts that are nearly as good change places, so that single tokens may differ a lot
+            assert (rough - exact).abs().median() < 0.15 * exact.abs().median()
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def grouped_product(x: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
 
 
 class Norm(nn.Module):
-    """RMSNorm or LayerNorm over the last dimension of [..., size]."""
+    """RMSNorm or LayerNorm over the last dimension of [..., size], in the dtype of its own weights."""
 
     def __init__(self, size: int, config: NormConfig) -> None:
         super().__init__()
@@ -64,6 +64,7 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         config = self.config
         weight = self.weight + config.offset if config.offset else self.weight
+        x = x.to(weight.dtype)
         if config.kind == "layer":
             return F.layer_norm(x, weight.shape, weight, self.bias, config.eps)
         return F.rms_norm(x, weight.shape, weight, config.eps)
