@@ -26,7 +26,9 @@ TINY = {
 def test_the_page_makes_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    code, line = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    (code,), (line,) = (
+        re.findall(rf"```{kind}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S) for kind in ("python", "text")
+    )
     key, module = re.findall(r'"(\w+)"', line)
     path = tmp_path / f"{module}.py"
     path.write_text(code)
