@@ -83,10 +83,17 @@ def write_corpus(folder: Path, objective: str) -> Path:
 
 
 def ranks(work: Path) -> tuple[list[str], float, float]:
-    """1 -> 2 -> 1: faults, the largest difference of a first step after a change, and of all steps."""
+    """1 -> 2 -> 1: faults, the largest difference of a first step after a change, and of all steps.
+
+    A first step is compared with what the ranks from before the change make of it, from the same checkpoint: against
+    the run on one rank throughout, the second change would answer for the rounding of the twenty steps before it.
+    """
     folder = work / "ranks"
     corpus_folder = write_corpus(folder / "corpus", "causal")
     stages = ((1, 20), (2, 40), (1, 60))
+    unchanged = folder / "unchanged"  # two ranks to the end
+    for old in ("whole", "changed", "unchanged"):
+        shutil.rmtree(folder / old, ignore_errors=True)
     config = folder / "pretrain.yaml"
     config.write_text(CONFIG.format(tokens=512 * STEPS, objectives="{causal: 1}").replace("steps: 3", "steps: 20"))
     reference = whole(config, corpus_folder, folder / "whole")
@@ -102,10 +109,13 @@ def ranks(work: Path) -> tuple[list[str], float, float]:
         for path in (out / "checkpoints").glob("step-*"):  # go on from that very step
             if int(path.name[5:]) > until and until < STEPS:
                 shutil.rmtree(path)
+        if count == 2:
+            shutil.copytree(out, unchanged)
+            whole(config, corpus_folder, unchanged, count)
     found = losses(out)
     apart = [abs(a - b) for a, b in zip(found, reference, strict=False)]
     faults = [] if len(found) == STEPS else [f"{len(found)} steps instead of {STEPS}"]
-    first = max(apart[20], apart[40])
+    first = max(apart[20], abs(found[40] - losses(unchanged)[40]))
     if first > 1e-6:
         faults.append(f"first step after a change differs by {first:.1e}")
     if max(apart[20:40]) > 1e-4:
