@@ -82,7 +82,8 @@ def choices(found: Found, asked: list[Row]) -> list[tuple[int, int]]:
 def compare(rows: list[Row], folder: Path, work: Path) -> int:
     """Asks both, part by part, and says where they differ; the exit code."""
     asked = rows[max(SHOTS) :]
-    same, compared, furthest, flags = 0, 0, 0.0, 0
+    same, compared, flags = 0, 0, 0
+    nats, share = 0.0, 0.0  # how far apart log-probabilities are at most, and of their size
     for shots in SHOTS:
         for at in range(0, len(asked), PART):
             part = asked[at : at + PART]
@@ -93,12 +94,13 @@ def compare(rows: list[Row], folder: Path, work: Path) -> int:
             compared += len(part)
             same += sum(a == b for a, b in zip(choices(mine, part), choices(reference, part), strict=True))
             for a, b in ((a, b) for x, y in zip(mine, reference, strict=True) for a, b in zip(x, y, strict=True)):
-                furthest = max(furthest, abs(a[0] - b[0]) / max(1.0, abs(b[0])))
+                apart = abs(a[0] - b[0])
+                nats, share = max(nats, apart), max(share, apart / max(1.0, abs(b[0])))
                 flags += a[1] != b[1]
-            apart = f"log-probabilities apart by {furthest:.1e} of their size at most"
-            print(f"{shots} shots, {at + len(part)} rows: {apart}", flush=True)
-    print(f"same choice in {same} of {compared}, {apart}, greedy differs in {flags}")
-    return int(same / compared < SAME_CHOICE or furthest > FURTHEST)
+            found = f"log-probabilities at most {nats:.1e} nats apart, and {share:.1e} of their size"
+            print(f"{shots} shots, {at + len(part)} rows: {found}", flush=True)
+    print(f"same choice in {same} of {compared}, {found}, greedy differs in {flags}")
+    return int(same / compared < SAME_CHOICE or share > FURTHEST)
 
 
 def main() -> int:

@@ -108,7 +108,7 @@ class FeatureRequest:
             to end, or the base's "own": as its files say how a text becomes a vector (else the mean).
         start: characters at the head of `text` that are computed but not pooled (a shared instruction).
         skin: a skin or PEFT folder whose adapter is applied.
-        truncate: as for scores; "left" drops the oldest tokens.
+        truncate: as for scores; "left" drops the oldest tokens (of an encoder, those behind the first).
     """
 
     text: str | Sequence[int]

@@ -222,6 +222,13 @@ def test_a_sentence_encoder_embeds_as_its_files_say(sentences: Path) -> None:
         assert np.allclose(vector, plain.vectors[0] / np.linalg.norm(plain.vectors[0]), atol=1e-6)
         with pytest.raises(ContextLengthError, match="16"):
             engine.embed(["the fox " * 20])
+        ids = tokens(1, 20)[0].tolist()
+        long, kept = (
+            engine.features([FeatureRequest(text=row, pooling="own", truncate="left")])[0]
+            for row in (ids, ids[:1] + ids[-15:])
+        )
+        assert long.usage.truncated_tokens == 4
+        assert np.array_equal(long.vectors, kept.vectors)  # its opening, whose state is the vector, stays
     before = base.identity.hash
     (sentences / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
     assert open_base(sentences).identity.hash != before  # what bears on vectors is part of the base

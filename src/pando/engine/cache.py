@@ -163,8 +163,8 @@ class KVCache:
     def known(self, chain: Sequence[bytes]) -> int:
         """How many blocks at the head of `chain` a sequence can take over."""
         count = len(self.pools[None].match(chain))
-        while count and any(len(self._found(window, chain[:count])) < self._wanted(window, count)
-                            for window in self.pools if window is not None):  # fmt: skip
+        windows = [window for window in self.pools if window is not None]
+        while count and any(len(self._found(w, chain[:count])) < self._wanted(w, count) for w in windows):
             count -= 1
         return count
 

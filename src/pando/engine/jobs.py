@@ -7,6 +7,7 @@ logits, `observe` for hidden states). It owns its blocks of the cache; the sched
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,7 +43,7 @@ class Logits:
     total: Tensor
 
 
-class Job:
+class Job(ABC):
     """A sequence of known tokens on its way through the model.
 
     Attributes:
@@ -81,13 +82,14 @@ class Job:
         return [] if self.whole else digests(self.root, self.tokens)
 
     @property
+    @abstractmethod
     def room(self) -> int:
         """Most tokens that this job will ever hold in the cache."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def finished(self) -> bool:
-        raise NotImplementedError
+        """Whether nothing is left to compute."""
 
     def next_row(self, budget: int) -> Row:
         """The next tokens to compute, at most about `budget`."""
@@ -96,12 +98,12 @@ class Job:
         return Row(self, self.tokens[self.computed : end], list(span), past=self.computed)
 
     def take(self, row: Row, at: int, found: Logits) -> None:
-        """Logits of `row.want[at : at + M]`; jobs that want none never get any."""
+        """Logits of `row.want[at : at + M]`; jobs that want none never get any, and have no such method."""
         raise NotImplementedError
 
+    @abstractmethod
     def result(self) -> Completion | Scores | Features:
         """The answer of a finished job."""
-        raise NotImplementedError
 
     def advance(self, row: Row) -> None:
         """Called once the row is in the cache, before its logits."""

@@ -102,10 +102,12 @@ class RequestCompiler:
             start = next((i for i, end in enumerate(ends) if end > request.start), len(ends))
         if start >= len(tokens):
             raise RequestError("text has no tokens to pool", "text")
+        opening, whole = tokens[0], self._config.both_ways
         tokens, truncated = self._fit(tokens, limit, request.truncate, "text", most=limit)
+        if whole and truncated:
+            tokens[0] = opening  # an encoder learnt from texts that all begin so, and its vector may stand there
         first = len(tokens) - 1 if pooling == "last" else max(start - truncated, 0)
         pooled = range(first, first + 1 if pooling == "first" else len(tokens))
-        whole = self._config.both_ways
         job = Pooling(tokens, layers, pooled, pooling == "both", adapter, self._key(adapter), whole)
         job.truncated = truncated
         return job

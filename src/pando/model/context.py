@@ -4,6 +4,7 @@ stack; training, scoring and serving differ only in the context they build.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
@@ -31,7 +32,7 @@ class Adapters(Protocol):
         ...
 
 
-class Context:
+class Context(ABC):
     """Base of all contexts.
 
     Attributes:
@@ -63,13 +64,13 @@ class Context:
         cos, sin = self._tables[config]
         return rope.rotate(q, cos, sin, config.interleaved), rope.rotate(k, cos, sin, config.interleaved)
 
+    @abstractmethod
     def attend(self, layer: int, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of q [..., heads, d] over k [..., kv_heads, d] and v [..., kv_heads, e] of what each token sees.
 
         Returns:
             [..., heads, e].
         """
-        raise NotImplementedError
 
 
 class RowContext(Context):

@@ -6,12 +6,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pando.errors import BaseModelError
-from pando.model.base import BaseModel
 from pando.model.config import ExpertsConfig, MlpConfig, ModelConfig, RouterConfig
 
-_FAMILIES = {"llama": "mixtral", "mistral": "mixtral", "qwen3": "qwen3_moe"}
+if TYPE_CHECKING:
+    from pando.model.base import BaseModel
+
+# families as they are called with experts
+MIXTURES = {"llama": "mixtral", "mistral": "mixtral", "qwen3": "qwen3_moe"}
 ROUTER_DEVIATION = 0.02  # of the routers' fresh weights: small, and not 0, which would send all tokens to the same ones
 
 
@@ -21,9 +25,9 @@ def mixture_config(config: ModelConfig, experts: int, top_k: int) -> ModelConfig
     Raises:
         BaseModelError: its family, or a switch of it, has no mixture that is covered.
     """
-    if config.family not in _FAMILIES:
+    if config.family not in MIXTURES:
         raise BaseModelError(
-            f"{config.family} has no family with experts that is covered; {', '.join(_FAMILIES)} have one"
+            f"{config.family} has no family with experts that is covered; {', '.join(MIXTURES)} have one"
         )
     if not 1 <= top_k <= experts or experts < 2:
         raise BaseModelError(f"{top_k} of {experts} experts cannot be: at least two, and no more for each token")
@@ -33,7 +37,7 @@ def mixture_config(config: ModelConfig, experts: int, top_k: int) -> ModelConfig
         if not isinstance(mlp, MlpConfig) or mlp.bias or (layer.attention.bias and config.family != "qwen3"):
             raise BaseModelError(f"a {config.family} with biases has no mixture that is covered")
         layers.append(replace(layer, mlp=ExpertsConfig(experts, mlp.hidden, RouterConfig(top_k), mlp.activation)))
-    return replace(config, family=_FAMILIES[config.family], layers=tuple(layers))
+    return replace(config, family=MIXTURES[config.family], layers=tuple(layers))
 
 
 def upcycle(base: BaseModel, folder: Path, experts: int, top_k: int, seed: int = 0) -> ModelConfig:

@@ -28,6 +28,7 @@ from pando.model.config import (
     RopeConfig,
     RouterConfig,
 )
+from pando.model.upcycle import MIXTURES
 from pando.train.config import Given, PretrainConfig, ShapeConfig, build, parse_count
 
 TOKENS_PER_WEIGHT = 12  # nanochat
@@ -40,7 +41,6 @@ EPOCHS = 4  # Muennighoff et al.
 LEAST_STEPS = 600  # ours: below, a small run is limited by its number of updates rather than by their noise
 MOST_DECAY = 0.3  # ours: the time constant's rule was never tried on runs this short
 _HEAD = 64
-_MIXTURES = {"qwen3": "qwen3_moe", "llama": "mixtral"}  # families as they are called with experts
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:
     if shape.experts:
         each = shape.expert_hidden or max(1, shape.hidden // shape.top_k)
         mlp = ExpertsConfig(shape.experts, each, RouterConfig(shape.top_k))
-        family = _MIXTURES[shape.family]
+        family = MIXTURES[shape.family]
     layers = [LayerConfig(attention, mlp)] * shape.depth
     if shape.family == "modernbert":
         plain = LayerConfig(attention, MlpConfig(shape.hidden, "gelu"))

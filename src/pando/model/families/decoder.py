@@ -16,6 +16,7 @@ from pando.model.config import (
     NormConfig,
     RopeConfig,
     RopeScaling,
+    RouterConfig,
 )
 from pando.model.families import Packed
 from pando.model.families.reading import Switches, write_rope
@@ -92,6 +93,13 @@ def read_shape(switches: Switches, *, activation: str = "hidden_act", usual_hidd
         depth=switches.integer("num_hidden_layers"),
         context_length=switches.integer("max_position_embeddings", 2048),
     )
+
+
+def read_router(switches: Switches, top_k: int, *, normalise: bool = True) -> RouterConfig:
+    """A softmax router of so many experts for each token, where nothing is said. What only its training needs is left
+    out: the run that trains says that."""
+    switches.ignore("output_router_logits", "router_aux_loss_coef")
+    return RouterConfig(switches.integer("num_experts_per_tok", top_k), normalise=normalise)
 
 
 def finish(
@@ -196,6 +204,11 @@ def hf_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
     return names(config, HF_SITES, HF_ENDS, "model.layers.{}")
 
 
+def hf_moe_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """The same with a router, and perhaps a shared expert, as the Qwens have them."""
+    return names(config, MOE_SITES, HF_ENDS, "model.layers.{}")
+
+
 def gguf_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
     """(our parameter name, GGUF tensor name)."""
     return names(config, {ours: theirs for ours, (_, theirs) in SITES.items()}, _GGUF_ENDS, "blk.{}")
@@ -266,6 +279,11 @@ def gguf_sites(config: ModelConfig, more: Mapping[str, str], without: Sequence[s
     """(our parameter name, GGUF tensor name), with the family's own names, and without the sites that are packed."""
     sites: dict[str, str] = {ours: theirs for ours, (_, theirs) in SITES.items() if ours not in without} | dict(more)
     return names(config, sites, _GGUF_ENDS | {"positions": "position_embd"}, "blk.{}")
+
+
+def gguf_moe_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """(our parameter name, GGUF tensor name) of a mixture."""
+    return gguf_sites(config, GGUF_MOE)
 
 
 def read_gguf_as_hf(switches: Switches, kind: str, **more: Any) -> dict[str, Any]:

@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pando.model.config import ExpertsConfig, LayerConfig, ModelConfig, NormConfig, RouterConfig
+from pando.model.config import ExpertsConfig, LayerConfig, ModelConfig, NormConfig
 from pando.model.families import Family, Gguf, Packed
 from pando.model.families.decoder import (
-    GGUF_MOE,
     HF_ENDS,
     HF_SITES,
     experts,
     finish,
-    gguf_sites,
+    gguf_moe_names,
     names,
     paired_heads,
     read_gguf_as_hf,
+    read_router,
     read_shape,
     write_decoder,
 )
@@ -31,11 +31,10 @@ _SITES = HF_SITES | {"mlp.router": "block_sparse_moe.gate"}
 def _config(hf: dict[str, Any]) -> ModelConfig:
     switches = Switches({"num_key_value_heads": 8} | hf)
     switches.only("router_jitter_noise", 0.0)
-    switches.ignore("output_router_logits", "router_aux_loss_coef")  # of training
     shape = read_shape(switches)
     rope = read_rope(switches, shape.head_dim, shape.context_length, 1_000_000.0)
     window = switches.integer("sliding_window") if switches.has("sliding_window") else None
-    router = RouterConfig(switches.integer("num_experts_per_tok", 2))
+    router = read_router(switches, 2)
     mixture = ExpertsConfig(
         switches.count(8, "num_local_experts", "num_experts"), shape.hidden, router, shape.activation
     )
@@ -77,7 +76,7 @@ FAMILY = Family(
         "llama",
         _gguf_config,
         None,
-        lambda config: gguf_sites(config, GGUF_MOE),
+        gguf_moe_names,
         paired=paired_heads,
         mixture=True,
     ),

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from pando.model.config import ExpertsConfig, LayerConfig, ModelConfig, NormConfig, RouterConfig
+from pando.model.config import ExpertsConfig, LayerConfig, ModelConfig, NormConfig
 from pando.model.families import Family, Gguf
 from pando.model.families.decoder import (
-    GGUF_MOE,
-    HF_ENDS,
-    MOE_SITES,
     finish,
-    gguf_sites,
+    gguf_moe_names,
     hf_experts,
-    names,
+    hf_moe_names,
     read_gguf_as_hf,
+    read_router,
     read_shape,
     write_decoder,
 )
@@ -26,11 +24,10 @@ from pando.model.families.reading import Switches, read_rope
 
 def _config(hf: dict[str, Any]) -> ModelConfig:
     switches = Switches(hf)
-    switches.ignore("output_router_logits", "router_aux_loss_coef")  # of training
     shape = read_shape(switches)
     rope = read_rope(switches, shape.head_dim, shape.context_length)
     bias = switches.flag("attention_bias", False)
-    router = RouterConfig(switches.integer("num_experts_per_tok", 8), normalise=switches.flag("norm_topk_prob", False))
+    router = read_router(switches, 8, normalise=switches.flag("norm_topk_prob", False))
     mixture = ExpertsConfig(
         switches.count(64, "num_experts", "num_local_experts"), shape.hidden, router, shape.activation
     )
@@ -60,7 +57,7 @@ FAMILY = Family(
     name="olmoe",
     config=_config,
     hf_config=_hf_config,
-    keys=lambda config: names(config, MOE_SITES, HF_ENDS, "model.layers.{}"),
+    keys=hf_moe_names,
     packed=hf_experts,
-    gguf=Gguf("olmoe", _gguf_config, None, lambda config: gguf_sites(config, GGUF_MOE)),
+    gguf=Gguf("olmoe", _gguf_config, None, gguf_moe_names),
 )

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from pando.model.config import ExpertsConfig, LayerConfig, MlpConfig, ModelConfig, NormConfig, RouterConfig
+from pando.model.config import ExpertsConfig, LayerConfig, MlpConfig, ModelConfig, NormConfig
 from pando.model.families import Family, Gguf
 from pando.model.families.decoder import (
-    GGUF_MOE,
-    HF_ENDS,
-    MOE_SITES,
     Shape,
     finish,
-    gguf_sites,
+    gguf_moe_names,
     hf_experts,
-    names,
+    hf_moe_names,
     read_gguf_as_hf,
+    read_router,
     read_shape,
     write_decoder,
 )
@@ -49,14 +47,13 @@ def write_mixtures(config: ModelConfig) -> dict[str, Any]:
 
 def _config(hf: dict[str, Any]) -> ModelConfig:
     switches = Switches(hf)
-    switches.ignore("output_router_logits", "router_aux_loss_coef")  # of training
     switches.only("use_sliding_window", False)
     switches.ignore("sliding_window", "max_window_layers")  # of no account without that switch
     switches.each("layer_types", "full_attention")
     shape = read_shape(switches)
     rope = read_rope(switches, shape.head_dim, shape.context_length)
     bias = switches.flag("qkv_bias", True)
-    router = RouterConfig(switches.integer("num_experts_per_tok", 4), normalise=switches.flag("norm_topk_prob", False))
+    router = read_router(switches, 4, normalise=switches.flag("norm_topk_prob", False))
     mixture = ExpertsConfig(
         switches.count(60, "num_experts", "num_local_experts"),
         switches.integer("moe_intermediate_size", 1408),
@@ -92,7 +89,7 @@ FAMILY = Family(
     name="qwen2_moe",
     config=_config,
     hf_config=_hf_config,
-    keys=lambda config: names(config, MOE_SITES, HF_ENDS, "model.layers.{}"),
+    keys=hf_moe_names,
     packed=hf_experts,
-    gguf=Gguf("qwen2moe", _gguf_config, None, lambda config: gguf_sites(config, GGUF_MOE)),
+    gguf=Gguf("qwen2moe", _gguf_config, None, gguf_moe_names),
 )
