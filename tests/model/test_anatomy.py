@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pando.errors import BaseModelError
+from pando.model import costs
 from pando.model.anatomy import config_of, facts
 from pando.model.checkpoint import load_model, read_json
 from pando.model.context import RowContext
@@ -103,7 +104,7 @@ def test_quantised_weights_are_said_and_do_not_stop_it(tmp_path: Path) -> None:
     (tmp_path / "v3.json").write_text(json.dumps(CARDS["DeepSeek-V3"][0]))
     config, name, notes = config_of(tmp_path / "v3.json")
     assert name == "v3" and "fp8" in notes[0]
-    assert config.cache_bytes(2) == 61 * (512 + 64) * 2  # 70,272 bytes: a latent vector and a key a layer
+    assert costs.cache_bytes(config, 2) == 61 * (512 + 64) * 2  # 70,272 bytes: a latent vector and a key a layer
     (tmp_path / "v3.json").write_text(json.dumps(CARDS["DeepSeek-V3"][0] | {"moe_layer_freq": 2}))
     with pytest.raises(BaseModelError, match="moe_layer_freq"):
         config_of(tmp_path / "v3.json")
@@ -119,7 +120,7 @@ def test_flops_are_what_a_profiler_counts(name: str, tmp_path: Path) -> None:
     # by plain products: the profiler does not know the CPU's fused kernel
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         model.head(model(tokens, RowContext(tokens)))
-    ours = config.flops(length, cached=False) + length * config.head_flops
+    ours = costs.flops(config, length, cached=False) + length * costs.head_flops(config)
     for layer in config.layers:  # the profiler counts the whole square of scores, whatever is hidden
         attention = layer.attention
         width = attention.inner

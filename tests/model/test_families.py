@@ -123,8 +123,9 @@ def tokens(rows: int = 2) -> torch.Tensor:
 
 def test_all_families_are_here() -> None:
     from tests.model.test_encoders import ENCODERS
+    from tests.model.test_seq2seq import PAIRS
 
-    assert {kind for kind, _ in CASES.values()} | {kind for kind, _ in ENCODERS.values()} == set(_MODULES)
+    assert {kind for cases in (CASES, ENCODERS, PAIRS) for kind, _ in cases.values()} == set(_MODULES)
 
 
 def test_logits_and_gradients_are_those_of_transformers(pair: tuple[Any, Transformer, Path]) -> None:
@@ -266,6 +267,7 @@ def test_copies_in_other_numbers_run(pair: tuple[Any, Transformer, Path]) -> Non
             rough = copy.head(copy(ids, RowContext(ids))).float()
             # experts that are nearly as good change places, so that single tokens may differ a lot
             assert (rough - exact).abs().median() < 0.15 * exact.abs().median()
+        assert torch.equal(ours.head(ours(ids, RowContext(ids))), exact)  # it is a copy that was changed
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pando.engine.cache import BLOCK, KVCache
+from pando.model import relative
 from pando.model.attention import attention
-from pando.model.config import AttentionConfig
-from pando.model.context import Adapters, Context
+from pando.model.config import AttentionConfig, RelativeConfig
+from pando.model.context import Adapters, Context, Remember
 from pando.model.lora import LoraAdapter
 
 if TYPE_CHECKING:
@@ -46,26 +47,31 @@ class Row:
         """Tokens in the cache once the new ones are."""
         return self.past + len(self.tokens)
 
+    @property
+    def work(self) -> int:
+        """Tokens that are computed for it in this step, those that an encoder reads first included."""
+        source = self.job.source
+        return len(self.tokens) + (0 if source is None or source.read else len(source.tokens))
+
     def slots(self, pool: int | None) -> list[int]:
         """Where the new tokens' keys and values go in a pool."""
         assert self.job.lease is not None
-        blocks = self.job.lease.held[pool]
-        return [blocks[i // BLOCK] * BLOCK + i % BLOCK for i in range(self.past, self.end)]
+        return self.job.lease.slots(pool, range(self.past, self.end))
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """Positions of all tokens that are in the cache once the new ones are."""
+        return np.concatenate((np.arange(self.past), np.array(self.positions, dtype=np.int64)))
 
     def visible(self, window: int | None) -> NDArray[np.bool_]:
         """bool [T, past + T]: which keys each new token sees, in a layer that looks back so far."""
         length = len(self.tokens)
-        if self.job.whole:
-            places = np.arange(length)
-            near: NDArray[np.bool_] = np.abs(places[:, None] - places) < (length if window is None else window)
-            return near
         mask = np.tri(length, self.past + length, self.past, dtype=bool)
         if self.tree is not None:
             branch = len(self.tree)
             mask[-branch:, -branch:] = self.tree
         if window is not None:
-            new = np.array(self.positions)
-            mask &= new[:, None] - np.concatenate((np.arange(self.past), new)) < window
+            mask &= np.array(self.positions)[:, None] - self.places < window
         return mask
 
 
@@ -107,17 +113,20 @@ class MixedAdapters:
         return total
 
 
-def mix_adapters(rows: Sequence[Row], device: torch.device) -> Adapters | None:
-    """The adapters of a batch, or None if no row has one."""
+def mix_adapters(rows: Iterable[tuple[LoraAdapter | None, int]], device: torch.device) -> Adapters | None:
+    """The adapters of a batch, or None if there are none.
+
+    Args:
+        rows: of each, its adapter and its tokens, laid end to end.
+    """
     indices: dict[int, list[int]] = {}
     adapters: dict[int, LoraAdapter] = {}
     at = 0
-    for row in rows:
-        if row.job.adapter is not None:
-            key = id(row.job.adapter)
-            adapters[key] = row.job.adapter
-            indices.setdefault(key, []).extend(range(at, at + len(row.tokens)))
-        at += len(row.tokens)
+    for adapter, count in rows:
+        if adapter is not None:
+            adapters[id(adapter)] = adapter
+            indices.setdefault(id(adapter), []).extend(range(at, at + count))
+        at += count
     if not adapters:
         return None
     parts: list[tuple[LoraAdapter, Tensor | None]] = []
@@ -135,10 +144,16 @@ class _Group:
     valid: Tensor  # bool [R, T]
     flat: Tensor  # flat indices of the valid queries, in row-major order
     seen: dict[int | None, tuple[Tensor, Tensor]]  # by window: [R, blocks], additive [R, 1, T, blocks * BLOCK]
+    places: Tensor  # positions of the keys of layers that look all the way back, [R, blocks * BLOCK]
+    source: tuple[Tensor, Tensor] | None  # of the encoder's input: [R, blocks], additive [R, 1, 1, blocks * BLOCK]
 
 
 class StepContext(Context):
-    """The context of one engine step; tokens are packed flat [N]."""
+    """The context of one engine step; tokens are packed flat [N].
+
+    Args:
+        cache: of the rows' own tokens. sources: of what an encoder read for them, where there is one.
+    """
 
     absorbs = True
 
@@ -149,17 +164,19 @@ class StepContext(Context):
         device: torch.device,
         dtype: torch.dtype,
         observe: Callable[[int, Tensor], None] | None = None,
+        sources: KVCache | None = None,
     ) -> None:
         positions = torch.tensor([p for row in rows for p in row.positions], device=device)
-        super().__init__(positions, mix_adapters(rows, device), observe)
-        self._cache = cache
+        adapters = mix_adapters(((row.job.adapter, len(row.tokens)) for row in rows), device)
+        super().__init__(positions, adapters, observe)
+        self._cache, self._sources = cache, sources
         self._slots = {
             window: torch.tensor([slot for row in rows for slot in row.slots(window)], device=device)
             for window in {*cache.windows.values()}
         }
         starts = np.cumsum([0] + [len(row.tokens) for row in rows])
         self._groups = [
-            _group([rows[i] for i in members], [int(starts[i]) for i in members], cache, device, dtype)
+            _group([rows[i] for i in members], [int(starts[i]) for i in members], cache, sources, device, dtype)
             for members in _like_shapes(rows)
         ]
 
@@ -173,6 +190,25 @@ class StepContext(Context):
             queries, keys, values = (x.transpose(1, 2) for x in (q[group.gather], keys, values))
             answer = attention(config, queries, keys, values, mask)
             out[group.flat] = answer.transpose(1, 2)[group.valid]
+        return out
+
+    def relate(self, config: RelativeConfig, table: Tensor) -> None:
+        """See `Context.relate`."""
+        for group in self._groups:
+            blocks, mask = group.seen[None]
+            bias = relative.bias(table, config, self.positions[group.gather], group.places, both_ways=False)
+            group.seen[None] = blocks, mask + bias.to(mask.dtype)
+
+    def consult(self, layer: int, config: AttentionConfig, q: Tensor, remember: Remember) -> Tensor:
+        """q [N, heads, d] over what is kept of each row's input: [N, heads, d]."""
+        assert self._sources is not None
+        out = torch.empty_like(q)
+        for group in self._groups:
+            assert group.source is not None
+            blocks, mask = group.source
+            keys, values = self._sources.read(layer, blocks, q.shape[-1])
+            queries, keys, values = (x.transpose(1, 2) for x in (q[group.gather], keys, values))
+            out[group.flat] = attention(config, queries, keys, values, mask).transpose(1, 2)[group.valid]
         return out
 
 
@@ -196,7 +232,14 @@ def _like_shapes(rows: Sequence[Row]) -> list[list[int]]:
     return groups
 
 
-def _group(rows: list[Row], starts: list[int], cache: KVCache, device: torch.device, dtype: torch.dtype) -> _Group:
+def _group(
+    rows: list[Row],
+    starts: list[int],
+    cache: KVCache,
+    sources: KVCache | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> _Group:
     queries = max(len(row.tokens) for row in rows)
     gather = np.zeros((len(rows), queries), dtype=np.int64)
     valid = np.zeros((len(rows), queries), dtype=bool)
@@ -205,16 +248,35 @@ def _group(rows: list[Row], starts: list[int], cache: KVCache, device: torch.dev
         gather[r] = start
         gather[r, :new] += np.arange(new)
         valid[r, :new] = True
-    seen = {}
-    for window, pool in cache.windows.items():
-        table, mask = _seen(rows, queries, window, pool)
-        seen[window] = torch.from_numpy(table).to(device), torch.from_numpy(mask).to(device, dtype)
+
+    def moved(table: NDArray[np.int64], mask: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(table).to(device), torch.from_numpy(mask).to(device, dtype)
+
+    places = np.zeros((len(rows), -(-max(row.end for row in rows) // BLOCK) * BLOCK), dtype=np.int64)
+    for r, row in enumerate(rows):
+        places[r, : row.end] = row.places
     return _Group(
         gather=torch.from_numpy(gather).to(device),
         valid=torch.from_numpy(valid).to(device),
         flat=torch.from_numpy(gather[valid]).to(device),
-        seen=seen,
+        seen={window: moved(*_seen(rows, queries, window, pool)) for window, pool in cache.windows.items()},
+        places=torch.from_numpy(places).to(device),
+        source=None if sources is None else moved(*_sources(rows)),
     )
+
+
+def _sources(rows: list[Row]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The blocks that rows read of their inputs, [R, blocks], and what scores get, [R, 1, 1, blocks * BLOCK]."""
+    inputs = [row.job.source for row in rows if row.job.source is not None]
+    found = [(len(one.tokens), one.lease.table(None, 0, len(one.tokens))[1]) for one in inputs if one.lease is not None]
+    width = max(len(blocks) for _, blocks in found)
+    table = np.zeros((len(rows), width), dtype=np.int64)
+    mask = np.full((len(rows), 1, 1, width * BLOCK), -np.inf, dtype=np.float32)
+    for r, (length, blocks) in enumerate(found):
+        table[r, : len(blocks)] = blocks
+        table[r, len(blocks) :] = blocks[0]
+        mask[r, 0, 0, :length] = 0.0
+    return table, mask
 
 
 def _seen(

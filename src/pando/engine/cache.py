@@ -17,9 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pando.model.config import ModelConfig
+from pando.model.config import AttentionConfig
 
 BLOCK = 16
+
+
+def source_digests(root: bytes, tokens: Sequence[int]) -> list[bytes]:
+    """One digest for each block of an encoder's input, the last one too, each covering all of it: what an encoder makes
+    of a token depends on all the others."""
+    whole = hashlib.blake2b(root + array("q", tokens).tobytes(), digest_size=16).digest()
+    places = range(-(-len(tokens) // BLOCK))
+    return [hashlib.blake2b(whole + place.to_bytes(4, "little"), digest_size=16).digest() for place in places]
 
 
 def digests(root: bytes, tokens: Sequence[int]) -> list[bytes]:
@@ -99,36 +107,44 @@ class BlockPool:
 
 
 class KVCache:
-    """Per layer, keys and values [blocks, BLOCK, kv_heads, width], as `AttentionConfig.cached` says.
+    """Per layer, keys and values [blocks, BLOCK, kv_heads, width], as `AttentionConfig.cached` says. One keeps what
+    decoders make of their own tokens, another one what they make of an encoder's.
 
     Layers that look back equally far share a pool of blocks. Where that is all the way, a sequence holds its blocks
     from its beginning to its end; in a window, only those that its next token still sees.
 
     Args:
+        attentions: of each layer; none where there is nothing to keep (encoders).
+        context: most tokens of a sequence.
         blocks: of the layers that look all the way back; the others have fewer in proportion.
         longest: most tokens that one row may add.
 
     Attributes:
-        pools: by how far layers look back; None is all the way, or both ways (encoders).
+        pools: by how far layers look back; None is all the way.
         windows: the windows of layers -> that of their pool.
     """
 
     def __init__(
-        self, config: ModelConfig, blocks: int, longest: int, device: torch.device, dtype: torch.dtype
+        self,
+        attentions: Sequence[AttentionConfig],
+        context: int,
+        blocks: int,
+        longest: int,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
-        self._longest, self._context = longest, config.context_length
+        self._longest, self._context = longest, context
         self.windows: dict[int | None, int | None] = {}
-        for layer in config.layers:
-            window = layer.attention.window
-            everything = window is None or window >= config.context_length or config.both_ways
-            self.windows[window] = None if everything else window
+        for attention in attentions:
+            window = attention.window
+            self.windows[window] = None if window is None or window >= context else window
         used = {None, *self.windows.values()}  # sequences are counted in blocks of the first, whoever uses it
         self.pools = {window: BlockPool(self._share(window, blocks)) for window in used}
         self._keys: list[Tensor] = []
         self._values: list[Tensor | None] = []  # None: values are the beginnings of the keys
-        for layer in config.layers:
-            heads, key, value = layer.attention.cached
-            size = self.pools[self.windows[layer.attention.window]].size
+        for attention in attentions:
+            heads, key, value = attention.cached
+            size = self.pools[self.windows[attention.window]].size
             self._keys.append(_zeros((size, BLOCK, heads, key), device, dtype))
             self._values.append(_zeros((size, BLOCK, heads, value), device, dtype) if value else None)
 
@@ -204,6 +220,11 @@ class Lease:
         self.ends: dict[int | None, int] = {}
         self.admitted = False
         self._published = 0
+
+    def slots(self, window: int | None, places: Iterable[int]) -> list[int]:
+        """Where the tokens at these places have theirs in a pool."""
+        blocks = self.held[window]
+        return [blocks[place // BLOCK] * BLOCK + place % BLOCK for place in places]
 
     def owed(self, window: int | None) -> int:
         """Blocks that it may still ask a pool for."""

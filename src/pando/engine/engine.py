@@ -10,23 +10,23 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from pando.engine.batch import Row, StepContext
-from pando.engine.cache import BLOCK, KVCache, Lease
-from pando.engine.jobs import Generation, Job, Logits, Pooling, Scoring
+from pando.engine.batch import Row, StepContext, mix_adapters
+from pando.engine.cache import BLOCK, KVCache
+from pando.engine.jobs import Job, Logits
+from pando.engine.readings import Pooling, Scoring
 from pando.engine.requests import RequestCompiler
+from pando.engine.scheduler import Scheduler
 from pando.engine.ticket import Ticket
 from pando.errors import PandoError, RequestError
 from pando.interface import (
     Capabilities,
-    Chunk,
     Completion,
     FeatureRequest,
     Features,
@@ -38,10 +38,12 @@ from pando.interface import (
     Scores,
 )
 from pando.model.base import BaseModel
+from pando.model.config import ModelConfig
+from pando.model.context import PackedContext
 from pando.model.lora import LoraAdapter
 from pando.model.peft import has_adapter, load_peft
 from pando.model.spelling import Spelling
-from pando.model.transformer import Transformer
+from pando.model.transformer import Block, Transformer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,17 +78,14 @@ class Engine:
         self.skin = skin
         self._dtype = dtype
         self._number = torch.float32 if dtype == "float32" else torch.bfloat16
-        blocks = -(-max(cache_tokens, base.config.context_length) // BLOCK) + 1
-        self._budget = 8192 if device.type == "cuda" else 1024
-        longest = max(self._budget, Scoring.LIMIT) + Scoring.LIMIT
-        self._cache = KVCache(base.config, blocks, longest, device, self._number)
+        budget = 8192 if device.type == "cuda" else 1024
+        self._cache, self._sources = _caches(base.config, cache_tokens, budget, device, self._number)
+        self._scheduler = Scheduler(self._cache, self._sources, budget)
         self._compiler = RequestCompiler(base.config, base.tokenizer, base.embedding, base.identity.hash.encode())
         self._spelling = Spelling(base.tokenizer.raw)
         self._adapters: dict[str, tuple[int, LoraAdapter | None]] = {}
         self._adapter_lock = threading.Lock()
         self._inbox: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
-        self._waiting: deque[tuple[Job, Ticket]] = deque()
-        self._running: list[tuple[Job, Ticket]] = []
         self._closed = False
         self.busy_seconds = 0.0
         self._thread = threading.Thread(target=self._loop, name="pando-engine", daemon=True)
@@ -124,10 +123,10 @@ class Engine:
     @property
     def load(self) -> dict[str, int]:
         """Requests under way and waiting, and cache blocks in use and in all (of layers that look all the way back)."""
-        pool = self._cache.pools[None]
+        pool, (running, waiting) = self._cache.pools[None], self._scheduler.counts
         return {
-            "running": len(self._running),
-            "waiting": len(self._waiting),
+            "running": running,
+            "waiting": waiting,
             "blocks_used": pool.size - pool.available,
             "blocks": pool.size,
         }
@@ -160,9 +159,8 @@ class Engine:
             jobs = [self._compiler.scoring(request, adapter)]
         else:
             jobs = [self._compiler.pooling(request, adapter)]
-        room = max(job.room for job in jobs)
-        if any(self._cache.most(window, room) > pool.size for window, pool in self._cache.pools.items()):
-            there = self._cache.pools[None].size * BLOCK
+        if not all(map(self._scheduler.fits, jobs)):
+            room, there = max(job.room for job in jobs), self._cache.pools[None].size * BLOCK
             raise RequestError(f"the request needs {room} tokens of cache and there are {there}")
         if self._closed:
             raise PandoError("the model was closed")
@@ -239,13 +237,13 @@ class Engine:
 
     def _loop(self) -> None:
         while not self._closed:
-            self._receive(block=not self._waiting and not self._running)
+            self._receive(block=self._scheduler.idle)
             try:
                 with torch.inference_mode():
                     self._step()
             except Exception as error:  # a bug or the device's memory: every caller is told, the thread lives on
-                self._fail(error)
-        self._fail(PandoError("the model was closed"))
+                self._scheduler.fail(error)
+        self._scheduler.fail(PandoError("the model was closed"))
 
     def _receive(self, block: bool) -> None:
         while True:
@@ -255,89 +253,82 @@ class Engine:
                 return
             block = False
             if ticket is not None:
-                self._waiting.extend((job, ticket) for job in ticket.jobs)
+                self._scheduler.add(ticket.jobs, ticket)
             if self._closed:
                 return
 
     def _step(self) -> None:
-        self._drop_aborted()
-        rows = self._schedule()
+        rows = self._scheduler.rows()
         if not rows:
             return
         started = time.perf_counter()
-        hidden = self._forward(rows)
-        self._hand_out(rows, hidden)
+        rows.sort(key=lambda row: not row.job.whole)
+        whole = [row for row in rows if row.job.whole]
+        rest = rows[len(whole) :]
+        hidden = [*self._read(whole, rest), *self._continue(rest)]
+        self._hand_out(rows, torch.cat(hidden))
         seconds = time.perf_counter() - started
         self.busy_seconds += seconds
-        tokens = sum(len(row.tokens) for row in rows)
+        tokens = sum(row.work for row in rows)
         for row in rows:
-            row.job.compute += seconds * len(row.tokens) / tokens
-        self._settle()
+            row.job.compute += seconds * row.work / tokens
+            if row.job.source is not None:
+                row.job.source.read = True
+        self._scheduler.settle()
 
-    def _schedule(self) -> list[Row]:
-        """Rows of the next step: the running jobs first, then as many waiting ones as budget and cache hold."""
-        decoding = [job for job, _ in self._running if isinstance(job, Generation) and job.decoding]
-        rows = [job.next_row(1) for job in decoding]
-        # A long prompt must not hold up answers under way for long.
-        budget = self._budget // 4 if decoding else self._budget
-        busy = set(map(id, decoding))
-        for job, _ in self._running:
-            if id(job) not in busy and budget > 0:
-                rows.append(job.next_row(budget))
-                budget -= len(rows[-1].tokens)
-        pending = {digest for job, _ in self._running for digest in job.digests[job.computed // BLOCK :]}
-        while self._waiting and budget > 0:
-            row = self._admit(budget, pending)
-            if row is None:
-                break
-            rows.append(row)
-            budget -= len(row.tokens)
-        return rows
+    def _read(self, whole: Sequence[Row], rest: Sequence[Row]) -> Iterator[Tensor]:
+        """One pass of the encoder over texts that jobs are about (`whole`), and over inputs of the `rest` that nobody
+        has read yet: hidden states [wanted tokens, d_model] of the former; keys and values of the latter are kept."""
+        fresh = [(row.job, source) for row in rest if (source := row.job.source) is not None and not source.read]
+        texts = [(row.job, row.tokens) for row in whole] + [(job, source.tokens) for job, source in fresh]
+        if not texts:
+            return
+        ctx = PackedContext(
+            [len(text) for _, text in texts],
+            self.device,
+            both_ways=True,
+            adapters=mix_adapters(((job.adapter, len(text)) for job, text in texts), self.device),
+            observe=_observer(whole),
+        )
+        tokens = torch.tensor([token for _, text in texts for token in text], device=self.device)
+        module = self.module
+        hidden = module(tokens, ctx) if module.encoder is None else module.encode(tokens, ctx)
+        yield hidden[_wanted(whole, self.device)]
+        if not fresh:
+            return
+        assert self._sources is not None
+        slots = []
+        for _, source in fresh:
+            assert source.lease is not None
+            source.lease.extend(len(source.tokens))
+            slots += source.lease.slots(None, range(len(source.tokens)))
+        placed, first = torch.tensor(slots, device=self.device), len(tokens) - len(slots)
+        for layer, block in enumerate(module.layers):
+            assert isinstance(block, Block) and block.cross is not None
+            keys, values = block.cross.remember(hidden, ctx)
+            self._sources.write(layer, placed, keys[first:], values[first:])
+        for _, source in fresh:
+            assert source.lease is not None
+            source.lease.publish(source.digests)
 
-    def _admit(self, budget: int, pending: set[bytes]) -> Row | None:
-        """Moves the first waiting job that can start to the running ones. A job whose beginning is being computed by
-        another one right now (`pending`) waits for it, so that a shared context is computed once.
-        """
-        for place, (job, ticket) in enumerate(self._waiting):
-            chain = job.digests[: job.reusable // BLOCK]
-            known = self._cache.known(chain)
-            if known < len(chain) and chain[known] in pending:
-                continue
-            job.lease = self._cache.admit(chain, job.room)
-            if job.lease is None:
-                return None
-            job.computed = job.cached = known * BLOCK
-            job.started = time.perf_counter()
-            del self._waiting[place]
-            self._running.append((job, ticket))
-            pending.update(job.digests[known:])
-            return job.next_row(budget)
-        return None
-
-    def _forward(self, rows: Sequence[Row]) -> Tensor:
-        """Hidden states [wanted tokens, d_model] of one packed pass over the rows."""
-        pooling = [(row, start) for row, start in _with_starts(rows) if isinstance(row.job, Pooling)]
-
-        def observe(layer: int, hidden: Tensor) -> None:
-            for row, start in pooling:
-                job = cast(Pooling, row.job)
-                if layer in job.layers:
-                    job.observe(layer, row, hidden[start : start + len(row.tokens)])
-
+    def _continue(self, rows: Sequence[Row]) -> Iterator[Tensor]:
+        """One packed pass over rows that have a past: hidden states [wanted tokens, d_model]."""
+        if not rows:
+            return
         for row in rows:
-            _lease(row.job).extend(row.end)
-        ctx = StepContext(rows, self._cache, self.device, self._number, observe if pooling else None)
+            assert row.job.lease is not None
+            row.job.lease.extend(row.end)
+        ctx = StepContext(rows, self._cache, self.device, self._number, _observer(rows), self._sources)
         tokens = torch.tensor([token for row in rows for token in row.tokens], device=self.device)
-        hidden: Tensor = self.module(tokens, ctx)
-        want = [start + offset for row, start in _with_starts(rows) for offset in row.want]
-        return hidden[torch.tensor(want, dtype=torch.long, device=self.device)]
+        yield self.module(tokens, ctx)[_wanted(rows, self.device)]
 
     def _hand_out(self, rows: Sequence[Row], hidden: Tensor) -> None:
         """Publishes full blocks, then gives each job the logits that it wanted, a bounded number at a time."""
         for row in rows:
             job = row.job
             job.advance(row)
-            _lease(job).publish(job.digests[: job.computed // BLOCK])
+            if job.lease is not None:
+                job.lease.publish(job.digests[: job.computed // BLOCK])
         pieces: list[tuple[Row, int, int]] = []
         for row in rows:
             for at in range(0, len(row.want), _HEAD_ROWS):
@@ -357,60 +348,40 @@ class Engine:
                 row.job.take(row, first, Logits(logits[part], best[part], total[part]))
                 at += count
 
-    def _settle(self) -> None:
-        """Streams new text and finishes jobs that are done."""
-        still = []
-        for job, ticket in self._running:
-            if isinstance(job, Generation):
-                for chunk in job.chunks:
-                    ticket.push(chunk)
-                job.chunks.clear()
-            if job.finished:
-                _lease(job).publish(job.chain()[: job.computed // BLOCK])
-                _lease(job).release()
-                self._conclude(job, ticket)
-            else:
-                # a scoring's last token is computed again with each of its trees
-                _lease(job).trim(min(job.computed, len(job.tokens) - 1))
-                still.append((job, ticket))
-        self._running = still
 
-    def _conclude(self, job: Job, ticket: Ticket) -> None:
-        job.answer = job.result()
-        if isinstance(job, Generation):
-            ticket.push(Chunk(job.sampler.index, "", completion=cast(Completion, job.answer)))
-        if all(other.answer is not None for other in ticket.jobs):
-            answers = [other.answer for other in ticket.jobs]
-            ticket.finish(answers if isinstance(job, Generation) else answers[0])
-
-    def _drop_aborted(self) -> None:
-        for job, ticket in [pair for pair in self._running if pair[0].aborted]:
-            self._running.remove((job, ticket))
-            _lease(job).release()
-            self._abandon(job, ticket)
-        for job, ticket in [pair for pair in self._waiting if pair[0].aborted]:
-            self._waiting.remove((job, ticket))
-            self._abandon(job, ticket)
-
-    def _abandon(self, job: Job, ticket: Ticket) -> None:
-        if isinstance(job, Generation):
-            self._conclude(job, ticket)
-        else:
-            ticket.finish(None, RequestError("the request was aborted"))
-
-    def _fail(self, error: BaseException) -> None:
-        for job, ticket in self._running:
-            _lease(job).release()
-            ticket.finish(None, error)
-        for _, ticket in self._waiting:
-            ticket.finish(None, error)
-        self._running, self._waiting = [], deque()
+def _caches(
+    config: ModelConfig, tokens: int, budget: int, device: torch.device, number: torch.dtype
+) -> tuple[KVCache, KVCache | None]:
+    """For at least one whole context: of a decoder's own tokens, and of what an encoder reads for it, if there is one.
+    An encoder alone keeps nothing."""
+    blocks = -(-max(tokens, config.context_length) // BLOCK) + 1
+    longest = max(budget, Scoring.LIMIT) + Scoring.LIMIT
+    own = [] if config.both_ways else [layer.attention for layer in config.layers]
+    cache = KVCache(own, config.context_length, blocks, longest, device, number)
+    if config.encoder is None:
+        return cache, None
+    most = config.encoder.context_length
+    blocks = -(-max(tokens, most) // BLOCK) + 1
+    crossed = [layer.cross for layer in config.layers if layer.cross is not None]
+    return cache, KVCache(crossed, most, blocks, most, device, number)
 
 
-def _lease(job: Job) -> Lease:
-    """The places of a job that runs."""
-    assert job.lease is not None
-    return job.lease
+def _observer(rows: Sequence[Row]) -> Callable[[int, Tensor], None] | None:
+    """Shows hidden states to the jobs that pool them; None where there are none."""
+    pooling = [(row.job, row, start) for row, start in _with_starts(rows) if isinstance(row.job, Pooling)]
+
+    def observe(layer: int, hidden: Tensor) -> None:
+        for job, row, start in pooling:
+            if layer in job.layers:
+                job.observe(layer, row, hidden[start : start + len(row.tokens)])
+
+    return observe if pooling else None
+
+
+def _wanted(rows: Sequence[Row], device: torch.device) -> Tensor:
+    """Places of the tokens that need logits."""
+    want = [start + offset for row, start in _with_starts(rows) for offset in row.want]
+    return torch.tensor(want, dtype=torch.long, device=device)
 
 
 def _with_starts(rows: Sequence[Row]) -> Iterator[tuple[Row, int]]:

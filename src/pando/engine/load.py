@@ -10,6 +10,7 @@ from pando.engine.engine import Engine
 from pando.engine.quantise import quantise
 from pando.errors import PandoError
 from pando.model.base import BaseModel, open_base
+from pando.model.costs import cache_bytes, source_cache_bytes
 from pando.settings import load_settings
 
 DEFAULT_BASE = "smollm2-135m"
@@ -65,7 +66,10 @@ def _dtype(name: str) -> str:
 
 def _cache_tokens(base: BaseModel, device: torch.device, dtype: str) -> int:
     """How many tokens' keys and values to keep: a share of free memory, at least one full context."""
-    per_token = base.config.cache_bytes(4 if dtype == "float32" else 2)
+    if base.config.both_ways:
+        return base.config.context_length  # an encoder keeps nothing
+    number = 4 if dtype == "float32" else 2
+    per_token = cache_bytes(base.config, number) + source_cache_bytes(base.config, number)
     if device.type == "cuda":
         room = int(torch.cuda.mem_get_info(device)[0] * (1 - 2 * _CACHE_SHARE))
     else:

@@ -52,7 +52,7 @@ class Int8Projection(Projection):
 
 def quantise(model: Transformer) -> Transformer:
     """Replaces every projection inside the blocks by its int8 version, in place; the rest becomes bfloat16."""
-    for block in model.layers:
+    for block in model.blocks:
         for module in list(block.modules()):
             for name, child in module.named_children():
                 if isinstance(child, Projection):

@@ -6,8 +6,10 @@ import secrets
 from collections.abc import Sequence
 from typing import get_args
 
+from pando.engine.generation import Generation
 from pando.engine.grammar import Grammars
-from pando.engine.jobs import Generation, Pooling, Scoring
+from pando.engine.jobs import Source
+from pando.engine.readings import Pooling, Scoring
 from pando.engine.sampler import Sampler
 from pando.errors import ContextLengthError, RequestError
 from pando.interface import FeatureRequest, GenerateRequest, ScoreRequest
@@ -51,14 +53,15 @@ class RequestCompiler:
         if not prompt:
             raise RequestError(f"{field} has no tokens and this tokenizer adds none of its own", field)
         room = min(request.max_tokens, 1) if request.truncate == "error" else request.max_tokens
-        limit = max(self._config.context_length - room, 1)
-        prompt, truncated = self._fit(prompt, limit, request.truncate, field)
+        prompt, source, truncated = self._sides(prompt, room, request.truncate, field, adapter)
+        if source is not None and request.prompt_logprobs is not None:
+            raise RequestError("an encoder-decoder reads its prompt and does not predict it", "prompt_logprobs")
         seed = secrets.randbits(63) if request.seed is None else request.seed % (1 << 63)
         jobs = []
         for index in range(request.n):
             sampler = Sampler(request, seed, index, frozenset(prompt))
             grammar = self._grammars.compile(request)
-            job = Generation(request, prompt, sampler, grammar, self._tokenizer, adapter, self._key(adapter))
+            job = Generation(request, prompt, sampler, grammar, self._tokenizer, adapter, self._key(adapter), source)
             job.limit = min(request.max_tokens, self._config.context_length - len(prompt))
             job.truncated = truncated
             jobs.append(job)
@@ -74,24 +77,24 @@ class RequestCompiler:
             raise RequestError("continuations must be a list of one or more texts", "continuations")
         continuations = self._continuations(request, context)
         longest = max(map(len, continuations)) - 1  # the last token is only predicted
-        limit = self._config.context_length - longest
-        if limit < 1:
+        if longest >= self._config.context_length:
             raise ContextLengthError(len(context) + longest, self._config.context_length, "continuations")
-        context, truncated = self._fit(context, limit, request.truncate, "context", extra=longest)
-        job = Scoring(context, continuations, adapter, self._key(adapter))
+        context, source, truncated = self._sides(context, longest, request.truncate, "context", adapter, longest)
+        job = Scoring(context, continuations, adapter, self._key(adapter), source)
         job.truncated = truncated
         return job
 
     def pooling(self, request: FeatureRequest, adapter: LoraAdapter | None) -> Pooling:
         """Raises RequestError for a layer that does not exist, an empty text or one that is too long."""
-        depth = len(self._config.layers)
+        depth = len(self._reader.layers)
         layers = [depth if layer == -1 else layer for layer in request.layers]
         if not layers or any(not 0 <= layer <= depth for layer in layers):
             raise RequestError(f"layers must be between -1 and {depth}, not {list(request.layers)}", "layers")
         if request.pooling not in get_args(PoolingKind):
             known = ", ".join(get_args(PoolingKind))
             raise RequestError(f"pooling must be one of {known}, not {request.pooling!r}", "pooling")
-        text, pooling, limit = request.text, request.pooling, self._config.context_length
+        whole = self._reader.both_ways
+        text, pooling, limit = request.text, request.pooling, self._reader.context_length
         if pooling == "own":
             pooling, limit = self._embedding.pooling, min(limit, self._embedding.max_tokens or limit)
             text = self._embedding.prompt + text if isinstance(text, str) else text
@@ -102,7 +105,7 @@ class RequestCompiler:
             start = next((i for i, end in enumerate(ends) if end > request.start), len(ends))
         if start >= len(tokens):
             raise RequestError("text has no tokens to pool", "text")
-        opening, whole = tokens[0], self._config.both_ways
+        opening = tokens[0]
         tokens, truncated = self._fit(tokens, limit, request.truncate, "text", most=limit)
         if whole and truncated:
             tokens[0] = opening  # an encoder learnt from texts that all begin so, and its vector may stand there
@@ -111,6 +114,26 @@ class RequestCompiler:
         job = Pooling(tokens, layers, pooled, pooling == "both", adapter, self._key(adapter), whole)
         job.truncated = truncated
         return job
+
+    @property
+    def _reader(self) -> ModelConfig:
+        """The stack that reads texts."""
+        return self._config.stacks[0]
+
+    def _sides(
+        self, prompt: list[int], room: int, truncate: str, field: str, adapter: LoraAdapter | None, extra: int = 0
+    ) -> tuple[list[int], Source | None, int]:
+        """What the decoder begins with, what an encoder reads first, and how many tokens were dropped.
+
+        Args:
+            room: tokens that the decoder needs behind it. extra: of these, how many belong to the request's own length.
+        """
+        if self._config.encoder is None:
+            kept, truncated = self._fit(prompt, max(self._config.context_length - room, 1), truncate, field, extra)
+            return kept, None, truncated
+        most = self._config.encoder.context_length
+        kept, truncated = self._fit(prompt, most, truncate, field, most=most)
+        return [self._config.start_token], Source(kept, self._key(adapter)), truncated
 
     def _needs_decoder(self, what: str) -> None:
         if self._config.both_ways:
@@ -131,7 +154,7 @@ class RequestCompiler:
 
     def _continuations(self, request: ScoreRequest, context: list[int]) -> list[list[int]]:
         texts = [c for c in request.continuations if isinstance(c, str)]
-        if isinstance(request.context, str):
+        if isinstance(request.context, str) and self._config.encoder is None:
             found = iter(self._tokenizer.encode_continuations(request.context, context, texts))
         else:
             found = iter(self._tokenizer.encode_batch(texts, add_special=False))

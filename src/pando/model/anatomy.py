@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from pando.model import costs
 from pando.model.config import AttentionConfig, ExpertsConfig, LayerConfig, ModelConfig
 
 CACHE_NUMBER = 2  # bytes of a cached number in bfloat16
@@ -50,7 +51,8 @@ def facts(config: ModelConfig, name: str) -> dict[str, Any]:
     those of experts that a token does not go to. Cached numbers have two bytes (bfloat16).
     """
     length = config.context_length
-    matrices = config.matrix_flops + config.head_flops
+    matrices = costs.matrix_flops(config) + costs.head_flops(config)
+    read = 0 if config.encoder is None else config.encoder.context_length
     return {
         "name": name,
         "family": config.family,
@@ -60,28 +62,54 @@ def facts(config: ModelConfig, name: str) -> dict[str, Any]:
         "context_length": length,
         "tied": config.tied,
         "predicts": config.predicts,
-        "blocks": [{"layers": numbers, **_block(layer, config.both_ways)} for layer, numbers in _kinds(config)],
+        "blocks": _blocks(config),
+        "encoder": None if config.encoder is None else _encoder(config, config.encoder),
         "parameters": {
             "total": config.parameters,
             "active": config.active_parameters,
             "embedding": config.vocab_size * config.d_model,
         },
         "flops_per_token": matrices,
-        "attention_flops_per_token": config.flops(1, length - 1) - config.matrix_flops,
+        "attention_flops_per_token": costs.flops(config, 1, length - 1, source=read) - costs.matrix_flops(config),
         # an encoder keeps nothing of a text once its vectors are there
-        "kv_bytes_per_token": 0 if config.both_ways else config.cache_bytes(CACHE_NUMBER),
+        "kv_bytes_per_token": 0 if config.both_ways else costs.cache_bytes(config, CACHE_NUMBER),
         "kv_bytes_at_context": 0 if config.both_ways else sum(_cached(layer, length) for layer in config.layers),
         "memory": {
             "float32": 4 * config.parameters,
             "bfloat16": 2 * config.parameters,
             "int8": _int8_bytes(config),
         },
-        "can": {
-            "answer": (["features", "embed"] if config.both_ways else ["generate", "score", "features", "embed"]),
-            "adapt": (["floor", "probe"] if config.both_ways else ["floor", "zero", "few", "knn", "probe", "lora"]),
-            "export": ["hf"] + (["gguf"] if _has_gguf(config) else []),
-        },
+        "can": {"answer": _answers(config), "adapt": _rungs(config), "export": ["hf"] + ["gguf"] * _has_gguf(config)},
     }
+
+
+def _encoder(config: ModelConfig, encoder: ModelConfig) -> dict[str, Any]:
+    """What an encoder-decoder's input costs: each token of it is read once, before the first token of the answer."""
+    length = encoder.context_length
+    return {
+        "layers": len(encoder.layers),
+        "context_length": length,
+        "blocks": _blocks(encoder),
+        "flops_per_token": costs.source_matrix_flops(config),
+        "attention_flops_per_token": costs.source_flops(config, length) // length - costs.source_matrix_flops(config),
+        "kv_bytes_per_token": costs.source_cache_bytes(config, CACHE_NUMBER),
+    }
+
+
+def _answers(config: ModelConfig) -> list[str]:
+    return ["features", "embed"] if config.both_ways else ["generate", "score", "features", "embed"]
+
+
+def _rungs(config: ModelConfig) -> list[str]:
+    if config.both_ways:
+        return ["floor", "probe"]
+    if config.encoder is not None:
+        return ["floor", "zero", "probe", "lora"]
+    return ["floor", "zero", "few", "knn", "probe", "lora"]
+
+
+def _blocks(config: ModelConfig) -> list[dict[str, Any]]:
+    return [{"layers": numbers, **_block(layer, config.both_ways)} for layer, numbers in _kinds(config)]
 
 
 def _cached(layer: LayerConfig, length: int) -> int:
@@ -94,7 +122,7 @@ def _int8_bytes(config: ModelConfig) -> int:
     """As the engine holds it: projections in int8 with a scale for each output, the rest in bfloat16."""
     total = 0
     for name, shape in config.shapes().items():
-        packed = name.startswith("layers.") and name.endswith(".weight") and len(shape) == 2
+        packed = name.removeprefix("encoder.").startswith("layers.") and name.endswith(".weight") and len(shape) == 2
         if packed and not any(f".{part}." in name for part in _UNPACKED):
             total += math.prod(shape) + 2 * shape[0]
         else:
@@ -111,7 +139,10 @@ def _kinds(config: ModelConfig) -> list[tuple[LayerConfig, list[int]]]:
 
 
 def _block(layer: LayerConfig, both_ways: bool) -> dict[str, Any]:
-    return {"order": layer.order, "attention": attention_words(layer.attention, both_ways), "mlp": mlp_words(layer)}
+    attention = attention_words(layer.attention, both_ways)
+    if layer.cross is not None:
+        attention += f"; then {layer.cross.heads} heads over the encoder's tokens"
+    return {"order": layer.order, "attention": attention, "mlp": mlp_words(layer)}
 
 
 def attention_words(config: AttentionConfig, both_ways: bool) -> str:
@@ -131,7 +162,9 @@ def attention_words(config: AttentionConfig, both_ways: bool) -> str:
         words.append("queries and keys normed" + (" as a whole" if config.qk_norm == "whole" else ""))
     if config.softcap is not None:
         words.append(f"scores capped at {config.softcap:g}")
-    if config.rope is None:
+    if config.relative is not None:
+        words.append(f"distances in {config.relative.buckets} buckets")
+    elif config.rope is None:
         words.append("no rotary positions")
     else:
         scaling = config.rope.scaling

@@ -115,6 +115,7 @@ def load_model(folder: Path, config: ModelConfig, device: str, dtype: torch.dtyp
             for ours, piece in zip(part.ours, pieces, strict=True):
                 state[ours] = piece.to(device=device, dtype=dtype, copy=len(pieces) > 1).contiguous()
     _drop_tied_head(config, spare, state)
+    _drop_known(found, spare, state)
     for key in sorted(spare):
         raise BaseModelError(f"{folder}: unexpected key {key} in the weights; config.json describes no such part")
     for key in missing:
@@ -222,7 +223,27 @@ def _drop_tied_head(config: ModelConfig, spare: dict[str, Tensor], state: dict[s
     head, embedding = spare.get(key), state.get("embed.weight")
     if config.tied and head is not None and embedding is not None:
         if head.shape != embedding.shape or not torch.equal(head.to(embedding), embedding):
-            raise BaseModelError(f"{key} differs from the embedding, though config.json says the head is tied to it")
+            raise BaseModelError(
+                f"{key} differs from the embedding, though config.json says the head is tied to it; if the file is "
+                "right, set tie_word_embeddings to false there"
+            )
+        del spare[key]
+
+
+def _drop_known(found: Family, spare: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Lets go what says nothing new: further copies of the embedding, and zeros, where they are what they must be."""
+    import torch
+
+    embedding = state.get("embed.weight")
+    for key, tensor in list(spare.items()):
+        if embedding is not None and any(re.fullmatch(pattern, key) for pattern in found.copies):
+            if tensor.shape != embedding.shape or not torch.equal(tensor.to(embedding), embedding):
+                raise BaseModelError(f"{key} differs from the embedding; a {found.name} with several is not supported")
+        elif any(re.fullmatch(pattern, key) for pattern in found.zeros):
+            if tensor.any():
+                raise BaseModelError(f"{key} is not zero, which is not supported")
+        else:
+            continue
         del spare[key]
 
 

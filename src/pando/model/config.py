@@ -87,6 +87,19 @@ class LatentConfig:
 
 
 @dataclass(frozen=True)
+class RelativeConfig:
+    """A number for each head and distance, added to the scores of every layer of a stack (T5, arXiv 1910.10683, 2.1).
+
+    Attributes:
+        buckets: distances that are told apart, of both directions together where a stack sees both ways.
+        furthest: from this distance on they are all the same; up to half of the buckets of a direction, each its own.
+    """
+
+    buckets: int = 32
+    furthest: int = 128
+
+
+@dataclass(frozen=True)
 class AttentionConfig:
     """Grouped-query attention (arXiv 2305.13245): `heads` queries share `kv_heads` keys and values.
 
@@ -99,6 +112,7 @@ class AttentionConfig:
         softcap: scores s become c tanh(s / c) (Gemma 2, arXiv 2408.00118).
         scale: of the scores; None is 1 / sqrt(head_dim).
         latent: how keys and values are compressed; `head_dim` is then the width of a whole key.
+        relative: what distances add to the scores; the same table serves all layers of a stack.
     """
 
     heads: int
@@ -112,6 +126,7 @@ class AttentionConfig:
     softcap: float | None = None
     scale: float | None = None
     latent: LatentConfig | None = None
+    relative: RelativeConfig | None = None
 
     @property
     def cached(self) -> tuple[int, int, int]:
@@ -197,12 +212,14 @@ class LayerConfig:
             norm(x + f(x)) (the first transformer, arXiv 1706.03762, and BERT).
         attention_norm: whether there is one before attention, where `order` has it (the first layer of ModernBERT has
             none: what comes in is normed already).
+        cross: attention over what an encoder made of its input, between the two ("pre" and "after" only).
     """
 
     attention: AttentionConfig
     mlp: MlpConfig | ExpertsConfig
     order: Literal["pre", "post", "sandwich", "parallel", "after"] = "pre"
     attention_norm: bool = True
+    cross: AttentionConfig | None = None
 
     @property
     def norms(self) -> dict[str, bool]:
@@ -211,6 +228,8 @@ class LayerConfig:
         return {
             "attention_norm": before and self.attention_norm,
             "attention_post_norm": after,
+            "cross_norm": before and self.cross is not None,
+            "cross_post_norm": after and self.cross is not None,
             "mlp_norm": before,
             "mlp_post_norm": after,
         }
@@ -220,6 +239,12 @@ class LayerConfig:
         from pando.model.shapes import layer_shapes
 
         return layer_shapes(self, d_model, norm)
+
+    def idle_weights(self, d_model: int) -> int:
+        """Weights of the experts that a token does not go to."""
+        if not isinstance(self.mlp, ExpertsConfig):
+            return 0
+        return (self.mlp.count - self.mlp.router.top_k) * 3 * self.mlp.hidden * d_model
 
 
 @dataclass(frozen=True)
@@ -255,7 +280,7 @@ class InitConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A stack of blocks: a decoder, or an encoder (`both_ways`).
+    """A stack of blocks: a decoder, an encoder (`both_ways`), or a decoder that looks at an `encoder`.
 
     Attributes:
         family: the family file that made it; maps it back to Hugging Face.
@@ -274,6 +299,9 @@ class ModelConfig:
         predicts: whether there is an output head; sentence encoders are kept without.
         embed_scale: factor on the embedding.
         softcap: logits l become c tanh(l / c).
+        head_scale: factor on what the head is given.
+        encoder: the stack that reads the input, with this one's embedding and width; it has no head.
+        start_token: what a decoder with an encoder begins with.
         initializer_range: standard deviation of fresh weights where `init` does not say more.
         init: how weights are drawn for pretraining; None: all alike, as the family's own code does.
     """
@@ -295,6 +323,9 @@ class ModelConfig:
     predicts: bool = True
     embed_scale: float = 1.0
     softcap: float | None = None
+    head_scale: float = 1.0
+    encoder: ModelConfig | None = None
+    start_token: int = 0
     initializer_range: float = 0.02
     init: InitConfig | None = field(default=None, compare=False)
 
@@ -312,66 +343,9 @@ class ModelConfig:
     @property
     def active_parameters(self) -> int:
         """Weights that one token is computed with: all but those of the experts that it does not go to."""
-        idle = sum(self._idle_weights(layer) for layer in self.layers)
-        return self.parameters - idle
+        return self.parameters - sum(layer.idle_weights(self.d_model) for layer in self.layers)
 
     @property
-    def head_flops(self) -> int:
-        """Forward FLOPs of the output head, a token."""
-        if not self.predicts:
-            return 0
-        return 2 * self.d_model * (self.vocab_size + (self.d_model if self.head is not None else 0))
-
-    @property
-    def matrix_flops(self) -> int:
-        """Forward FLOPs of the blocks' matrices, a token."""
-        return 2 * sum(map(self._matrix_weights, self.layers))
-
-    def flops(self, tokens: int, context: int = 0, *, cached: bool = True) -> int:
-        """Forward FLOPs of `tokens` new tokens after `context` cached ones, head excluded (a multiply-add is two).
-
-        Args:
-            cached: keys and values are kept, so that latent attention works on latent vectors (see
-                `pando.model.layers.LatentAttention`).
-        """
-        total = tokens * self.matrix_flops
-        for layer in self.layers:
-            attention = layer.attention
-            width = attention.inner  # of the scores, and then of what is summed up
-            if attention.latent is not None:
-                latent = attention.latent
-                own = attention.head_dim + latent.value_dim
-                width = attention.heads * (2 * latent.rank + latent.rope_dim if cached else own) // 2
-            pairs = _pairs(tokens, context, attention.window)
-            if self.both_ways:
-                pairs = 2 * pairs - tokens
-            total += 4 * pairs * width
-        return total
-
-    def cache_bytes(self, bytes_per_number: int) -> int:
-        """Bytes of keys and values kept for one token."""
-        numbers = 0
-        for layer in self.layers:
-            heads, key, value = layer.attention.cached
-            numbers += heads * (key + value)
-        return numbers * bytes_per_number
-
-    def _matrix_weights(self, layer: LayerConfig) -> int:
-        """Of the matrices that one token is multiplied with."""
-        shapes = layer.shapes(self.d_model, self.norm).values()
-        return sum(math.prod(shape) for shape in shapes if len(shape) > 1) - self._idle_weights(layer)
-
-    def _idle_weights(self, layer: LayerConfig) -> int:
-        if not isinstance(layer.mlp, ExpertsConfig):
-            return 0
-        return (layer.mlp.count - layer.mlp.router.top_k) * 3 * layer.mlp.hidden * self.d_model
-
-
-def _pairs(tokens: int, context: int, window: int | None) -> int:
-    """How many (query, key) pairs `tokens` new tokens after `context` old ones see."""
-    whole = tokens * context + tokens * (tokens + 1) // 2
-    if window is None:
-        return whole
-    hidden = max(0, context + tokens - window)  # keys that the last token does not see; each one before it, one less
-    first = max(0, context + 1 - window)
-    return whole - (hidden * (hidden + 1) - first * (first - 1)) // 2 if hidden else whole
+    def stacks(self) -> tuple[ModelConfig, ...]:
+        """Encoder, if there is one, and decoder; or the one stack that there is."""
+        return (self,) if self.encoder is None else (self.encoder, self)

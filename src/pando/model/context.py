@@ -5,15 +5,17 @@ stack; training, scoring and serving differ only in the context they build.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from pando.model import rope
+from pando.model import relative, rope
 from pando.model.attention import attention, seen
-from pando.model.config import AttentionConfig, RopeConfig
+from pando.model.config import AttentionConfig, RelativeConfig, RopeConfig
+
+Remember = Callable[[Tensor, "Context"], tuple[Tensor, Tensor]]
 
 
 class Adapters(Protocol):
@@ -41,9 +43,14 @@ class Context(ABC):
         observe: called with (layer, hidden states) after the embedding (layer 0) and each block, or None.
         routed: called with (layer, scores [N, experts], experts of each token [N, k]) where tokens went, or None.
         absorbs: whether latent vectors are its keys and values (pando.model.layers.LatentAttention).
+        source: of a decoder with an encoder: the input's tokens and their context; None where what is known of the
+            input is kept already.
+        memory: what the encoder made of them, set before the decoder runs.
     """
 
     absorbs = False
+    source: tuple[Tensor, Context] | None = None
+    memory: Tensor | None = None
     routed: Callable[[int, Tensor, Tensor], None] | None = None
 
     def __init__(
@@ -71,6 +78,74 @@ class Context(ABC):
         Returns:
             [..., heads, e].
         """
+
+    def relate(self, config: RelativeConfig, table: Tensor) -> None:
+        """Takes the numbers [buckets, heads] that distances add to the scores of all layers, before the first runs."""
+        raise NotImplementedError(f"{type(self).__name__} has no relative positions")
+
+    def consult(self, layer: int, config: AttentionConfig, q: Tensor, remember: Remember) -> Tensor:
+        """Attention of q [..., heads, d] over all of the encoder's input that belongs to each token: [..., heads, d].
+
+        Args:
+            remember: makes keys and values of the encoder's hidden states, where they are not kept.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no encoder")
+
+
+class PackedContext(Context):
+    """Documents laid end to end, [N], each of which sees only itself. Nothing is kept.
+
+    Args:
+        lengths: tokens of each document; they add up to N.
+        both_ways: a token sees all of its document; else what is up to it.
+        adapters, observe: see `Context`.
+        source: the tokens [S] that the encoder reads, and their context, with as many documents as here: each document
+            looks at the one of the same place.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        device: torch.device | None = None,
+        *,
+        both_ways: bool = False,
+        adapters: Adapters | None = None,
+        observe: Callable[[int, Tensor], None] | None = None,
+        source: tuple[Tensor, PackedContext] | None = None,
+    ) -> None:
+        self._places = torch.arange(max(lengths), device=device)
+        super().__init__(torch.cat([self._places[:length] for length in lengths]), adapters, observe)
+        self.lengths, self.source, self._both_ways = list(lengths), source, both_ways
+        self._parts = _Parts(self.lengths, self.lengths if both_ways else [0] * len(lengths))
+        self._bias: Tensor | None = None
+
+    def relate(self, config: RelativeConfig, table: Tensor) -> None:
+        """See `Context.relate`."""
+        bias = relative.bias(table, config, self._places, self._places, both_ways=self._both_ways)
+        hidden = None if self._both_ways else ~seen(self._places, self._places)
+        self._bias = bias if hidden is None else bias.masked_fill(hidden, -torch.inf)
+
+    def attend(self, layer: int, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        found: Tensor = self._parts.attend(config, q, k, v, self._bias)
+        return found
+
+    def consult(self, layer: int, config: AttentionConfig, q: Tensor, remember: Remember) -> Tensor:
+        """See `Context.consult`."""
+        assert self.source is not None and self.memory is not None
+        _, behind = self.source
+        assert isinstance(behind, PackedContext)
+        found: Tensor = _across(config, q, *remember(self.memory, behind), self.lengths, behind.lengths)
+        return found
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _across(
+    config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], sources: Sequence[int]
+) -> Tensor:
+    """Each document of q [N, heads, d] over the whole of its own of k and v [S, kv_heads, d]."""
+    each = zip(q.split(list(lengths)), k.split(list(sources)), v.split(list(sources)), strict=True)
+    parts = [attention(config, *(x.transpose(0, 1)[None] for x in one))[0].transpose(0, 1) for one in each]
+    return torch.cat(parts)
 
 
 class RowContext(Context):
@@ -123,8 +198,8 @@ class RowContext(Context):
 
     def attend(self, layer: int, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self._parts is not None:
-            found: Tensor = self._parts.attend(config, q, k, v)
-            return found
+            found: Tensor = self._parts.attend(config, *(x.flatten(0, 1) for x in (q, k, v)))
+            return found.view(*q.shape[:-1], v.shape[-1])
         mask = self._mask(config.window)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         return attention(config, q, k, v, mask, causal=mask is None).transpose(1, 2)
@@ -159,10 +234,10 @@ def _document_mask(documents: Tensor, prefix: Tensor | None, window: int | None)
 
 
 class _Parts:
-    """Attention document by document, over rows laid end to end.
+    """Attention document by document, over documents laid end to end.
 
     Args:
-        lengths: tokens of each document; they add up to B * T.
+        lengths: tokens of each document.
         prefixes: how many tokens at its head all of a document sees.
     """
 
@@ -183,16 +258,23 @@ class _Parts:
         return cls(lengths, (heads[ends] - heads[begins]).tolist())
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def attend(self, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [B, T, heads, d] over k [B, T, kv_heads, d], v [B, T, kv_heads, e]: [B, T, heads, e]."""
+    def attend(self, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        """q [N, heads, d] over k [N, kv_heads, d], v [N, kv_heads, e]: [N, heads, e].
+
+        Args:
+            bias: [heads, L, L] for the longest document: added to the scores, and -inf where a key is not seen.
+        """
         parts = []
-        flat = (x.flatten(0, 1).split(self._lengths) for x in (q, k, v))
+        flat = (x.split(self._lengths) for x in (q, k, v))
         for length, prefix, *each in zip(self._lengths, self._prefixes, *flat, strict=True):
-            mask, causal = self._view(length, prefix, config.window)
+            if bias is None:
+                mask, causal = self._view(length, prefix, config.window)
+            else:
+                mask, causal = bias[None, :, :length, :length].to(q.dtype), False
             q_, k_, v_ = (x.transpose(0, 1)[None] for x in each)
             out = attention(config, q_, k_, v_, mask, causal=causal)
             parts.append(out[0].transpose(0, 1))
-        return torch.cat(parts).view(*q.shape[:-1], v.shape[-1])
+        return torch.cat(parts)
 
     def _view(self, length: int, prefix: int, window: int | None) -> tuple[Tensor | None, bool]:
         """Which keys a document's queries see, as `attention` takes it: a mask, and whether it is plainly causal."""

@@ -61,12 +61,12 @@ class ExpertLayers(nn.Module):
 class Experts(nn.Module):
     """The mixture in the place of a feed-forward layer."""
 
-    def __init__(self, layer: int, d_model: int, config: ExpertsConfig) -> None:
+    def __init__(self, site: str, layer: int, d_model: int, config: ExpertsConfig) -> None:
         super().__init__()
         self.layer, self.config = layer, config
         self.router = Router(d_model, config.count, config.router)
-        self.experts = ExpertLayers(f"layers.{layer}.mlp.experts", d_model, config)
-        self.shared = Mlp(f"layers.{layer}.mlp.shared", d_model, config.shared_mlp) if config.shared else None
+        self.experts = ExpertLayers(f"{site}.experts", d_model, config)
+        self.shared = Mlp(f"{site}.shared", d_model, config.shared_mlp) if config.shared else None
         self.shared_gate = nn.Linear(d_model, 1, bias=False) if config.shared_gate else None
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:

@@ -103,9 +103,8 @@ class Projection(nn.Linear):
 class Attention(nn.Module):
     """Grouped-query attention; positions and who sees whom are the context's business."""
 
-    def __init__(self, layer: int, d_model: int, config: AttentionConfig, norm: NormConfig) -> None:
+    def __init__(self, site: str, layer: int, d_model: int, config: AttentionConfig, norm: NormConfig) -> None:
         super().__init__()
-        site = f"layers.{layer}.attention"
         self.layer, self.config = layer, config
         self.q = Projection(f"{site}.q", d_model, config.inner, config.bias)
         self.k = Projection(f"{site}.k", d_model, config.inner_kv, config.bias)
@@ -132,6 +131,29 @@ class Attention(nn.Module):
         return out
 
 
+class CrossAttention(nn.Module):
+    """Attention of a decoder over what the encoder made of its input, which has no positions of its own."""
+
+    def __init__(self, site: str, layer: int, d_model: int, config: AttentionConfig) -> None:
+        super().__init__()
+        self.layer, self.config = layer, config
+        self.q = Projection(f"{site}.q", d_model, config.inner, config.bias)
+        self.k = Projection(f"{site}.k", d_model, config.inner_kv, config.bias)
+        self.v = Projection(f"{site}.v", d_model, config.inner_kv, config.bias)
+        self.o = Projection(f"{site}.o", config.inner, d_model, config.out_bias)
+
+    def remember(self, hidden: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
+        """The encoder's hidden states [..., D], with its context -> keys and values [..., kv_heads, head_dim]."""
+        heads = (-1, self.config.head_dim)
+        return self.k(hidden, ctx).unflatten(-1, heads), self.v(hidden, ctx).unflatten(-1, heads)
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        q = self.q(x, ctx).unflatten(-1, (-1, self.config.head_dim))
+        mixed = ctx.consult(self.layer, self.config, q, self.remember).flatten(-2)
+        out: Tensor = self.o(mixed, ctx)
+        return out
+
+
 class LatentAttention(nn.Module):
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
 
@@ -140,11 +162,10 @@ class LatentAttention(nn.Module):
     which takes fewer products where nothing is kept. `kv_b` is for that reason no projection that adapters address.
     """
 
-    def __init__(self, layer: int, d_model: int, config: AttentionConfig, norm: NormConfig) -> None:
+    def __init__(self, site: str, layer: int, d_model: int, config: AttentionConfig, norm: NormConfig) -> None:
         super().__init__()
         latent = config.latent
         assert latent is not None
-        site = f"layers.{layer}.attention"
         self.layer, self.config, self.latent = layer, config, latent
         self.plain = config.head_dim - latent.rope_dim  # numbers of a key without positions
         if latent.q_rank is not None:

@@ -29,6 +29,8 @@ from pando.model.transformer import Transformer
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
+# PEFT's name for what a base does, by how many stacks it has and whether its last one sees both ways
+_TASKS = {(1, False): "CAUSAL_LM", (1, True): None, (2, False): "SEQ_2_SEQ_LM"}
 # Switches of PEFT's LoraConfig that change what the adapter computes and that are not covered here.
 _UNSUPPORTED = (
     "use_dora", "alora_invocation_tokens", "modules_to_save", "layer_replication", "megatron_config",
@@ -58,7 +60,7 @@ def save_peft(
     grown = {module: math.sqrt(n) if config.rank_stabilised else n for module, n in made.widened.items()}
     settings = {
         "peft_type": "LORA",
-        "task_type": None if model.config.both_ways else "CAUSAL_LM",
+        "task_type": _TASKS[len(model.config.stacks), model.config.both_ways],
         "base_model_name_or_path": base,
         "r": config.rank,
         "lora_alpha": config.alpha,

@@ -10,17 +10,9 @@ Shapes = dict[str, tuple[int, ...]]
 def model_shapes(config: ModelConfig) -> Shapes:
     """Of the whole model, as `pando.model.transformer.Transformer` has them."""
     found: Shapes = {"embed.weight": (config.vocab_size, config.d_model)}
-    if config.learned_positions:
-        found["positions.weight"] = (config.context_length + config.position_offset, config.d_model)
-    if config.token_types:
-        found["token_types.weight"] = (config.token_types, config.d_model)
-    if config.embed_norm:
-        found |= _norm("embed_norm", config.d_model, config.norm)
-    for i, layer in enumerate(config.layers):
-        own = layer.shapes(config.d_model, config.norm)
-        found |= {f"layers.{i}.{name}": shape for name, shape in own.items()}
-    if config.final_norm:
-        found |= _norm("norm", config.d_model, config.norm)
+    if config.encoder is not None:
+        found |= {f"encoder.{name}": shape for name, shape in _stack_shapes(config.encoder).items()}
+    found |= _stack_shapes(config)
     if config.head is not None:
         found |= _linear("head_dense", config.d_model, config.d_model, config.head.dense_bias)
         found |= _norm("head_norm", config.d_model, config.norm)
@@ -31,6 +23,24 @@ def model_shapes(config: ModelConfig) -> Shapes:
     return found
 
 
+def _stack_shapes(config: ModelConfig) -> Shapes:
+    """Of what stands between embedding and head."""
+    found: Shapes = {}
+    if config.learned_positions:
+        found["positions.weight"] = (config.context_length + config.position_offset, config.d_model)
+    if config.token_types:
+        found["token_types.weight"] = (config.token_types, config.d_model)
+    if config.embed_norm:
+        found |= _norm("embed_norm", config.d_model, config.norm)
+    attention = config.layers[0].attention
+    if attention.relative is not None:
+        found["relative.weight"] = (attention.relative.buckets, attention.heads)
+    for i, layer in enumerate(config.layers):
+        own = layer.shapes(config.d_model, config.norm)
+        found |= {f"layers.{i}.{name}": shape for name, shape in own.items()}
+    return found | _norm("norm", config.d_model, config.norm) if config.final_norm else found
+
+
 def layer_shapes(layer: LayerConfig, d_model: int, norm: NormConfig) -> Shapes:
     """Of one block."""
     found: Shapes = {}
@@ -39,6 +49,9 @@ def layer_shapes(layer: LayerConfig, d_model: int, norm: NormConfig) -> Shapes:
             found |= _norm(name, d_model, norm)
     inner = _latent_shapes if layer.attention.latent is not None else _attention_shapes
     found |= {f"attention.{name}": shape for name, shape in inner(d_model, layer.attention, norm).items()}
+    if layer.cross is not None:
+        crossed = _attention_shapes(d_model, layer.cross, norm)
+        found |= {f"cross.{name}": shape for name, shape in crossed.items()}
     mlp = layer.mlp
     outer = _expert_shapes(d_model, mlp) if isinstance(mlp, ExpertsConfig) else _mlp_shapes(d_model, mlp)
     return found | {f"mlp.{name}": shape for name, shape in outer.items()}

@@ -20,6 +20,12 @@ def picture(facts: Mapping[str, Any]) -> list[str]:
     parameters, memory = facts["parameters"], facts["memory"]
     lines = [f"{facts['name']}: {facts['family']}", ""]
     lines.append(f"  {facts['vocab_size']:,} tokens → vectors of {facts['d_model']:,}")
+    encoder = facts["encoder"]
+    if encoder is not None:
+        lines.append("  the encoder, which reads the input:")
+        for block in encoder["blocks"]:
+            lines += _block(block, encoder["layers"])
+        lines.append("  the decoder, which writes the answer:")
     for block in facts["blocks"]:
         lines += _block(block, facts["layers"])
     head = "the embedding again" if facts["tied"] else "a matrix of its own"
@@ -27,21 +33,27 @@ def picture(facts: Mapping[str, Any]) -> list[str]:
     total = amount(parameters["total"])
     if parameters["active"] != parameters["total"]:
         total += f", {amount(parameters['active'])} active for a token"
-    full = facts["flops_per_token"] + facts["attention_flops_per_token"]
     rows = [
         ("parameters", total),
-        ("FLOPs", f"{amount(facts['flops_per_token'])} a token, {amount(full)} where the context is full"),
+        *([("FLOPs read", _flops(encoder))] if encoder is not None else []),
+        ("FLOPs" if encoder is None else "FLOPs written", _flops(facts)),
         *([("cache", _cache(facts))] if facts["kv_bytes_per_token"] else []),
         ("weights", ", ".join(f"{size(held)} in {dtype}" for dtype, held in memory.items())),
         ("context", f"{facts['context_length']:,} tokens"),
         *((f"can {verb}", ", ".join(ways)) for verb, ways in facts["can"].items()),
     ]
-    return lines + [f"  {name:<12}{text}" for name, text in rows]
+    return lines + [f"  {name:<15}{text}" for name, text in rows]
+
+
+def _flops(facts: Mapping[str, Any]) -> str:
+    full = facts["flops_per_token"] + facts["attention_flops_per_token"]
+    return f"{amount(facts['flops_per_token'])} a token, {amount(full)} where the context is full"
 
 
 def _cache(facts: Mapping[str, Any]) -> str:
-    full = size(facts["kv_bytes_at_context"])
-    return f"{facts['kv_bytes_per_token']:,} bytes a token in bfloat16, {full} where the context is full"
+    full, encoder = size(facts["kv_bytes_at_context"]), facts["encoder"]
+    read = "" if encoder is None else f", {encoder['kv_bytes_per_token']:,} bytes a token read"
+    return f"{facts['kv_bytes_per_token']:,} bytes a token in bfloat16, {full} where the context is full{read}"
 
 
 def _block(block: Mapping[str, Any], depth: int) -> list[str]:
@@ -73,13 +85,17 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def compared(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Which of two bases is cheaper to hold and which to run, a sentence each."""
-    held = (one["memory"]["bfloat16"], other["memory"]["bfloat16"])
-    run = (one["flops_per_token"], other["flops_per_token"])
-    names = (one["name"], other["name"])
+    """Which of two bases is cheaper to hold and which to run, a sentence each. A token that is read costs as much as
+    one that is written, except where an encoder reads it."""
+    both = (one, other)
+    names = [facts["name"] for facts in both]
+    unit, run = "FLOPs a token", [facts["flops_per_token"] for facts in both]
+    if any(facts["encoder"] is not None for facts in both):
+        unit = "FLOPs for a token read and one written"
+        run = [facts["flops_per_token"] + (facts["encoder"] or facts)["flops_per_token"] for facts in both]
     return [
-        _sentence("hold", names, held, "weights in bfloat16", size),
-        _sentence("run", names, run, "FLOPs a token", amount),
+        _sentence("hold", names, [facts["memory"]["bfloat16"] for facts in both], "weights in bfloat16", size),
+        _sentence("run", names, run, unit, amount),
     ]
 
 

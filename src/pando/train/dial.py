@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from pando.model import costs
 from pando.model.config import (
     AttentionConfig,
     ExpertsConfig,
@@ -197,7 +198,7 @@ def train_flops(model: ModelConfig, context: int = 0) -> float:
     """FLOPs of a token in training: three times those of a forward pass (arXiv 2203.15556, appendix F). `context` is
     the length of the document that it stands in; 0 leaves attention's own products out."""
     tokens = max(1, context)
-    return 3 * (model.flops(tokens, cached=False) / tokens + model.head_flops)
+    return 3 * (costs.flops(model, tokens, cached=False) / tokens + costs.head_flops(model))
 
 
 def _rates(values: dict[str, Any], width: int) -> None:

@@ -54,7 +54,8 @@ def training_copy(model: Transformer, number: torch.dtype) -> Transformer:
     Shares what needs no conversion with `model`.
     """
     kept = {id(p): p for p in model.parameters() if p.dtype == torch.float32}
-    projections = {id(m.weight) for m in model.modules() if isinstance(m, (Projection, ExpertProjection))}
+    modules = (m for m in model.modules() if isinstance(m, (Projection, ExpertProjection)))
+    projections = {id(p) for m in modules for p in m.parameters(recurse=False)}
     if number == torch.float32:
         projections = set()
     memo = {key: p for key, p in kept.items() if key not in projections}

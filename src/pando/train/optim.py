@@ -81,8 +81,7 @@ class Optimiser:
     def __init__(self, model: nn.Module, config: OptimConfig, number: torch.dtype = torch.float32) -> None:
         self.config = config
         parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        matrices = {name: p for name, p in parameters.items() if p.ndim > 1 and name.startswith("layers.")}
-        matrices = {name: p for name, p in matrices.items() if not name.endswith(_SCORING)}
+        matrices = {name: p for name, p in parameters.items() if p.ndim > 1 and _in_block(name)}
         shapes: dict[torch.Size, dict[str, Tensor]] = {}
         for name, p in matrices.items() if config.kind == "muon" else ():
             shapes.setdefault(p.shape, {})[name] = p
@@ -148,6 +147,11 @@ class Optimiser:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Takes up what `state_dict` told."""
         self._made = state["made"]
+
+
+def _in_block(name: str) -> bool:
+    """Whether a parameter is one of a block's, its router's scores excepted."""
+    return name.removeprefix("encoder.").startswith("layers.") and not name.endswith(_SCORING)
 
 
 def build_optimiser(model: nn.Module, config: OptimConfig, number: torch.dtype = torch.float32) -> Optimiser:

@@ -127,15 +127,15 @@ def lay_out(
 
         with torch.device("meta"):
             model = Transformer(config)
-        for block in model.layers:
+        for block in model.blocks:
             fully_shard(block, mesh=place.mesh)
         fully_shard(model, mesh=place.mesh)
         model.to_empty(device=place.device)
-        for part in (*model.layers, model):  # the loss is divided by the weight of all ranks; gradients add up
-            part.set_gradient_divide_factor(1.0)
-            part.set_force_sum_reduction_for_comms(True)
+        for part in (*model.blocks, model):  # the loss is divided by the weight of all ranks; gradients add up
+            part.set_gradient_divide_factor(1.0)  # type: ignore[operator]
+            part.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]
         fill(model, dict(reference.named_parameters()))
-    for block in model.layers:
+    for block in model.blocks:
         if recompute:
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
         if compiled:
@@ -172,7 +172,7 @@ def settle(model: Transformer) -> None:
     """Gives back what a forward pass without a backward pass has gathered."""
     found: Any = model
     if hasattr(found, "reshard"):
-        for block in model.layers:
+        for block in model.blocks:
             block.reshard()  # type: ignore[operator]
         found.reshard()
 

@@ -21,6 +21,7 @@ Keys = Callable[[ModelConfig], Iterator[tuple[str, str]]]
 
 # Hugging Face `model_type` -> module of this package
 _MODULES = {
+    "bart": "bart",
     "bert": "bert",
     "deepseek_v2": "deepseek_v2",
     "deepseek_v3": "deepseek_v3",
@@ -32,6 +33,7 @@ _MODULES = {
     "mistral": "mistral",
     "mixtral": "mixtral",
     "modernbert": "modernbert",
+    "mt5": "t5",
     "olmo2": "olmo2",
     "olmo3": "olmo3",
     "olmoe": "olmoe",
@@ -43,6 +45,7 @@ _MODULES = {
     "roberta": "roberta",
     "smollm3": "smollm3",
     "starcoder2": "starcoder2",
+    "t5": "t5",
     "xlm-roberta": "roberta",
 }
 
@@ -131,6 +134,8 @@ class Family:
         packed: the other ones; together every parameter of a model once.
         prefix: files of the bare model, without its head, lack it at the beginning of their keys.
         ignored: regular expressions of keys that old files carry and nothing needs.
+        copies: of keys that may be there once more and must hold the embedding.
+        zeros: of keys that may be there and must hold nothing but zeros.
         gguf: how GGUF files keep it, or None.
     """
 
@@ -141,6 +146,8 @@ class Family:
     packed: Callable[[ModelConfig], Iterator[Packed]] = lambda config: iter(())
     prefix: str = ""
     ignored: tuple[str, ...] = field(default=())
+    copies: tuple[str, ...] = ()
+    zeros: tuple[str, ...] = ()
     gguf: Gguf | None = None
 
 

@@ -21,7 +21,7 @@ from pando.model.config import (
 from pando.model.families import Packed
 from pando.model.families.reading import Switches, write_rope
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh", "relu": "relu",
 }  # fmt: skip
@@ -89,7 +89,7 @@ def read_shape(switches: Switches, *, activation: str = "hidden_act", usual_hidd
         kv_heads=switches.integer("num_key_value_heads", heads),
         head_dim=switches.integer("head_dim", d_model // heads),
         hidden=switches.integer("intermediate_size", usual_hidden and usual_hidden * d_model),
-        activation=switches.choice(activation, _ACTIVATIONS, "silu"),
+        activation=switches.choice(activation, ACTIVATIONS, "silu"),
         depth=switches.integer("num_hidden_layers"),
         context_length=switches.integer("max_position_embeddings", 2048),
     )

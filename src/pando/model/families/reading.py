@@ -50,6 +50,14 @@ class Switches:
             raise self.wrong(key, value, "a whole number of at least 1")
         return value
 
+    def token(self, *keys: str) -> int:
+        """A token's number, under the first of the keys that is there."""
+        key = next((key for key in keys if self.has(key)), keys[0])
+        value = self._get(key)
+        if type(value) is not int or value < 0:
+            raise self.wrong(key, value, "the number of a token")
+        return value
+
     def count(self, default: int, *keys: str) -> int:
         """A whole number that files call by different names; all that are there must agree."""
         found = {self.integer(key) for key in keys if self.has(key)}

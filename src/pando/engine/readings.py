@@ -1,0 +1,136 @@
+"""What reads and writes nothing: scores of continuations, and hidden states pooled."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pando.engine.batch import Row
+from pando.engine.branches import Branches
+from pando.engine.jobs import Job, Logits, Source
+from pando.interface import Features, Scores, Usage
+from pando.model.lora import LoraAdapter
+
+
+class Scoring(Job):
+    """Continuations of one context; the context is computed once and may be shared with other jobs."""
+
+    LIMIT = 1024  # most tree tokens in one row
+
+    def __init__(
+        self,
+        context: list[int],
+        continuations: list[list[int]],
+        adapter: LoraAdapter | None,
+        root: bytes,
+        source: Source | None = None,
+    ) -> None:
+        super().__init__(context, len(context) - 1, adapter, root, source=source)
+        self.continuations = continuations
+        self.trees = [Branches.build(part) for part in self._parts()]
+        self.sums = [0.0] * len(continuations)
+        self.greedy = [True] * len(continuations)
+        self.done = 0
+
+    def _parts(self) -> list[list[tuple[int, list[int]]]]:
+        parts: list[list[tuple[int, list[int]]]] = []
+        size = self.LIMIT
+        for number, tokens in sorted(enumerate(self.continuations), key=lambda pair: pair[1]):
+            if size + len(tokens) > self.LIMIT:
+                parts.append([])
+                size = 0
+            parts[-1].append((number, tokens))
+            size += len(tokens)
+        return parts
+
+    @property
+    def room(self) -> int:
+        return len(self.tokens) + max(len(tree.tokens) for tree in self.trees)
+
+    @property
+    def finished(self) -> bool:
+        return self.done == len(self.trees)
+
+    def next_row(self, budget: int) -> Row:
+        # The context's last token is computed with each tree: the first token of every branch needs its logits.
+        self.computed = min(self.computed, len(self.tokens) - 1)
+        row = super().next_row(budget)
+        if row.past + len(row.tokens) == len(self.tokens):
+            tree, last = self.trees[self.done], len(row.tokens) - 1
+            row.want = list(range(last, last + 1 + len(tree.tokens)))
+            if tree.tokens:
+                row.tokens = row.tokens + tree.tokens
+                row.positions = row.positions + [len(self.tokens) + depth for depth in tree.depths]
+                row.tree = tree.visible()
+        return row
+
+    def take(self, row: Row, at: int, found: Logits) -> None:
+        tree = self.trees[self.done]
+        size = len(found.best)
+        edges = [
+            (parent + 1 - at, token, number) for parent, token, number in tree.edges if 0 <= parent + 1 - at < size
+        ]
+        places = torch.tensor([edge[0] for edge in edges], device=found.best.device)
+        tokens = torch.tensor([edge[1] for edge in edges], device=found.best.device)
+        values = (found.logits[places, tokens] - found.total[places]).tolist()
+        likeliest = (found.best[places] == tokens).tolist()
+        for (_, _, number), value, is_best in zip(edges, values, likeliest, strict=True):
+            self.sums[number] += value
+            self.greedy[number] &= is_best
+        if at + size == len(row.want):
+            self.done += 1
+            self.first = self.first or time.perf_counter()
+
+    def result(self) -> Scores:
+        """The finished scores."""
+        counts = [len(tokens) for tokens in self.continuations]
+        usage = Usage(len(self.shown), self.cached, sum(counts), self.truncated)
+        return Scores(self.sums, self.greedy, counts, usage, self.latency())
+
+
+class Pooling(Job):
+    """Hidden states of one text, pooled. Only tokens outside the pooled part can come from the cache."""
+
+    def __init__(
+        self,
+        tokens: list[int],
+        layers: Sequence[int],
+        pooled: range,
+        with_last: bool,
+        adapter: LoraAdapter | None,
+        root: bytes,
+        whole: bool,
+    ) -> None:
+        super().__init__(tokens, pooled.start, adapter, root, whole=whole)
+        self.layers = list(layers)
+        self.pooled = pooled
+        self.with_last = with_last  # the last token's states come after the pooled ones
+        self.sums: dict[int, Tensor] = {}
+        self.last: dict[int, Tensor] = {}
+
+    @property
+    def room(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def finished(self) -> bool:
+        return self.computed == len(self.tokens)
+
+    def observe(self, layer: int, row: Row, hidden: Tensor) -> None:
+        """Adds hidden states [T, d_model] of the row at a layer."""
+        pooled = hidden[max(0, self.pooled.start - row.past) : max(0, self.pooled.stop - row.past)]
+        if len(pooled):
+            total = pooled.float().sum(0)
+            self.sums[layer] = self.sums[layer] + total if layer in self.sums else total
+            self.last[layer] = hidden[-1].float()
+
+    def result(self) -> Features:
+        """The finished vectors."""
+        states = [self.sums[layer] / len(self.pooled) for layer in self.layers]
+        if self.with_last:
+            states = [torch.cat((mean, self.last[layer])) for mean, layer in zip(states, self.layers, strict=True)]
+        usage = Usage(len(self.tokens), self.cached, 0, self.truncated)
+        return Features(torch.stack(states).cpu().numpy(), usage, self.latency())

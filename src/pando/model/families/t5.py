@@ -1,0 +1,121 @@
+"""The t5 family (T5 1.0 and 1.1, Flan-T5, mT5): an encoder and a decoder, distances in buckets, RMSNorm.
+
+Papers: arXiv 1910.10683, 2210.11416, 2010.11934. Not covered: an encoder or a decoder alone, classification heads,
+dropout, quantised weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pando.model.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig, NormConfig, RelativeConfig
+from pando.model.families import Family
+from pando.model.families.decoder import names
+from pando.model.families.reading import Switches
+
+_ACTIVATIONS = {"relu": ("relu", False), "gated-gelu": ("gelu_tanh", True), "gated-silu": ("silu", True)}
+_CONTEXT = 512  # the length that all of these were pretrained with; files seldom say it
+_CLASSES = {"t5": "T5ForConditionalGeneration", "mt5": "MT5ForConditionalGeneration"}
+_MLP = {"mlp.up": "DenseReluDense.wi", "mlp.down": "DenseReluDense.wo"}
+_GATED = {"mlp.gate": "DenseReluDense.wi_0", "mlp.up": "DenseReluDense.wi_1", "mlp.down": "DenseReluDense.wo"}
+_ENDS = {"relative": "block.0.layer.0.SelfAttention.relative_attention_bias", "norm": "final_layer_norm"}
+
+
+def _config(hf: dict[str, Any]) -> ModelConfig:
+    switches = Switches(hf)
+    switches.ignore("dropout_rate", "classifier_dropout", "initializer_factor", "output_past", "task_specific_params")
+    switches.only("is_encoder_decoder", True)
+    switches.only("is_decoder", False)
+    activation, gated = switches.choice("feed_forward_proj", _ACTIVATIONS, "relu")
+    switches.only("is_gated_act", gated)
+    switches.ignore("dense_act_fn")  # said by the one before
+    kind = str(hf["model_type"])
+    heads, head_dim = switches.integer("num_heads"), switches.integer("d_kv", 64)
+    relative = RelativeConfig(
+        switches.integer("relative_attention_num_buckets", 32), switches.integer("relative_attention_max_distance", 128)
+    )
+    attention = AttentionConfig(heads, heads, head_dim, None, scale=1.0, relative=relative)
+    mlp = MlpConfig(switches.integer("d_ff"), activation, gated=gated)
+    depth = switches.integer("num_layers")
+    tied = switches.flag("tie_word_embeddings", True)
+    d_model = switches.integer("d_model")
+    # 1.0 ties the head to the embedding, whose vectors are long; transformers 5 says so by a switch of its own
+    scaled = switches.flag("scale_decoder_outputs", tied) if kind == "t5" else False
+    common: dict[str, Any] = {
+        "family": kind,
+        "vocab_size": switches.integer("vocab_size"),
+        "d_model": d_model,
+        "context_length": switches.integer("n_positions", _CONTEXT),
+        "norm": NormConfig(eps=switches.number("layer_norm_epsilon", 1e-6)),
+    }
+    start = switches.token("decoder_start_token_id", "pad_token_id")
+    encoder = ModelConfig(
+        **common, layers=(LayerConfig(attention, mlp),) * depth, tied=True, both_ways=True, predicts=False
+    )
+    layer = LayerConfig(attention, mlp, cross=AttentionConfig(heads, heads, head_dim, None, scale=1.0))
+    found = ModelConfig(
+        **common,
+        layers=(layer,) * switches.integer("num_decoder_layers", depth),
+        tied=tied,
+        head_scale=d_model**-0.5 if scaled else 1.0,
+        encoder=encoder,
+        start_token=start,
+    )
+    switches.close()
+    return found
+
+
+def _hf_config(config: ModelConfig) -> dict[str, Any]:
+    attention, mlp, encoder = config.layers[0].attention, config.layers[0].mlp, config.encoder
+    assert encoder is not None and attention.relative is not None and isinstance(mlp, MlpConfig)
+    written = {
+        "architectures": [_CLASSES[config.family]],
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        "d_model": config.d_model,
+        "d_kv": attention.head_dim,
+        "d_ff": mlp.hidden,
+        "num_layers": len(encoder.layers),
+        "num_decoder_layers": len(config.layers),
+        "num_heads": attention.heads,
+        "relative_attention_num_buckets": attention.relative.buckets,
+        "relative_attention_max_distance": attention.relative.furthest,
+        "feed_forward_proj": next(k for k, v in _ACTIVATIONS.items() if v == (mlp.activation, mlp.gated)),
+        "layer_norm_epsilon": config.norm.eps,
+        "n_positions": config.context_length,
+        "is_encoder_decoder": True,
+        "tie_word_embeddings": config.tied,
+        "decoder_start_token_id": config.start_token,
+        "dropout_rate": 0.0,
+    }
+    return written | ({"scale_decoder_outputs": config.head_scale != 1} if config.family == "t5" else {})
+
+
+def _keys(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    mlp = config.layers[0].mlp
+    assert config.encoder is not None and isinstance(mlp, MlpConfig)
+    yield "embed.weight", "shared.weight"
+    if not config.tied:
+        yield "unembed.weight", "lm_head.weight"
+    for stack, ours, theirs in ((config.encoder, "encoder.", "encoder"), (config, "", "decoder")):
+        last = 1 if stack.both_ways else 2
+        sites = {f"attention.{part}": f"layer.0.SelfAttention.{part}" for part in "qkvo"}
+        sites |= {"attention_norm": "layer.0.layer_norm", "mlp_norm": f"layer.{last}.layer_norm"}
+        sites |= {site: f"layer.{last}.{name}" for site, name in (_GATED if mlp.gated else _MLP).items()}
+        if not stack.both_ways:
+            sites |= {f"cross.{part}": f"layer.1.EncDecAttention.{part}" for part in "qkvo"}
+            sites |= {"cross_norm": "layer.1.layer_norm"}
+        ends = {end: f"{theirs}.{name}" for end, name in _ENDS.items()}
+        for name, key in names(stack, sites, ends, theirs + ".block.{}"):
+            yield ours + name, key
+
+
+FAMILY = Family(
+    name="t5",
+    config=_config,
+    hf_config=_hf_config,
+    keys=_keys,
+    ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+    copies=(r"(encoder|decoder)\.embed_tokens\.weight",),
+)

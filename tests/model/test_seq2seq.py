@@ -1,0 +1,273 @@
+"""Encoder-decoders beside transformers: logits, gradients, files both ways, the engine's caches, adapters, losses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from pando.engine.engine import Engine
+from pando.engine.quantise import quantise
+from pando.errors import BaseModelError, ContextLengthError, RequestError
+from pando.interface import FeatureRequest, GenerateRequest, ScoreRequest
+from pando.model import costs
+from pando.model.base import open_base
+from pando.model.checkpoint import load_model, packed, read_json, save_model, tensors_of
+from pando.model.context import PackedContext
+from pando.model.families import family, read_config
+from pando.model.lora import LoraConfig, all_linear
+from pando.model.peft import load_peft, save_peft
+from pando.model.transformer import Transformer
+from pando.train.lora import training_copy
+from tests.model import tiny
+
+T5 = {
+    "vocab_size": 320, "d_model": 64, "d_kv": 24, "d_ff": 96, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 4,
+    "relative_attention_max_distance": 20, "relative_attention_num_buckets": 8, "decoder_start_token_id": 0,
+}  # fmt: skip
+BART = {
+    "vocab_size": 320, "d_model": 64, "encoder_layers": 2, "decoder_layers": 3, "encoder_ffn_dim": 96,
+    "decoder_ffn_dim": 80, "encoder_attention_heads": 4, "decoder_attention_heads": 2, "max_position_embeddings": 128,
+    "init_std": 0.2, "forced_eos_token_id": None,
+}  # fmt: skip
+PAIRS: dict[str, tuple[str, dict[str, Any]]] = {
+    "t5 1.0": ("t5", T5),
+    "t5 1.1": ("t5", T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "mt5": ("mt5", T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "bart": ("bart", BART),
+    "bart with a scaled embedding": ("bart", BART | {"scale_embedding": True, "activation_function": "relu"}),
+}
+READ, WRITTEN = 40, 33
+
+
+def theirs(name: str, folder: Path) -> Any:
+    """A tiny model of transformers with random weights, norms and biases included, as it opens from its folder."""
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+    kind, values = PAIRS[name]
+    torch.manual_seed(0)
+    made = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(kind, **values)).float().eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    made.save_pretrained(folder)
+    if values.get("tie_word_embeddings") is False:  # transformers makes such a model from files only
+        weights = load_file(folder / "model.safetensors")
+        weights["lm_head.weight"] = torch.randn(320, 64) * 0.2
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    tiny.write_tokenizer(folder)
+    return AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module", params=PAIRS)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Transformer, Path]:
+    """The same model, transformers' and ours, and its folder."""
+    folder = tmp_path_factory.mktemp("base")
+    reference = theirs(request.param, folder)
+    shape = read_config(read_json(folder / "config.json"))
+    return reference, load_model(folder, shape, "cpu", torch.float32), folder
+
+
+def tokens(rows: int = 2, length: int = READ, seed: int = 1) -> torch.Tensor:
+    return torch.randint(3, 320, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def logits(model: Transformer, read: torch.Tensor, written: torch.Tensor, adapters: Any = None) -> torch.Tensor:
+    """Of rows of inputs [B, S] and answers [B, T]: [B, T, vocab]."""
+    behind = PackedContext([read.shape[1]] * len(read), both_ways=True, adapters=adapters)
+    ctx = PackedContext([written.shape[1]] * len(written), adapters=adapters, source=(read.flatten(), behind))
+    return model.head(model(written.flatten(), ctx)).unflatten(0, written.shape)
+
+
+def test_logits_and_gradients_are_those_of_transformers(pair: tuple[Any, Transformer, Path]) -> None:
+    reference, ours, _ = pair
+    read, written = tokens(), tokens(length=WRITTEN, seed=2)
+    reference.zero_grad()
+    expected = reference(input_ids=read, decoder_input_ids=written).logits
+    ours.requires_grad_(True)
+    found = logits(ours, read, written)
+    assert (found - expected).abs().max() < 1e-4
+    expected.square().mean().backward()
+    found.square().mean().backward()
+    wanted = {key: parameter.grad for key, parameter in reference.named_parameters()}
+    grads = {key: parameter.grad for key, parameter in ours.named_parameters()}
+    for part in tensors_of(family(ours.config.family), ours.config):
+        mine = packed(part, [grads[name] for name in part.ours])
+        scale = max(1.0, float(wanted[part.theirs].abs().max()))
+        assert (mine - wanted[part.theirs]).abs().max() < 1e-4 * scale, part.theirs
+    ours.requires_grad_(False)
+    for parameter in ours.parameters():
+        parameter.grad = None
+
+
+def test_saved_again_it_opens_in_transformers_and_here(pair: tuple[Any, Transformer, Path], tmp_path: Path) -> None:
+    from transformers import AutoModelForSeq2SeqLM
+
+    reference, ours, _ = pair
+    save_model(ours, tmp_path, {"eos_token_id": 2})
+    assert read_config(read_json(tmp_path / "config.json")) == ours.config
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    read, written = tokens(), tokens(length=WRITTEN, seed=2)
+    with torch.no_grad():
+        same = reference(input_ids=read, decoder_input_ids=written).logits
+        assert (again(input_ids=read, decoder_input_ids=written).logits - same).abs().max() < 1e-5
+    assert ours.config.shapes() == {name: tuple(p.shape) for name, p in ours.named_parameters()}
+    assert ours.config.parameters == sum(p.numel() for p in reference.parameters())
+
+
+def test_engine_continues_and_scores_as_transformers(pair: tuple[Any, Transformer, Path]) -> None:
+    """Inputs of different lengths in one batch, the same one twice; branches that share a beginning."""
+    reference, _, folder = pair
+    base = open_base(folder)
+    start = base.config.start_token
+    with Engine(base, base.module(), torch.device("cpu"), "float32", 128) as engine:
+        inputs = [tokens(1, READ - 11 * i)[0].tolist() for i in range(3)]
+        wanted = []
+        for one in inputs:
+            made = reference.generate(
+                torch.tensor([one]), max_new_tokens=32, do_sample=False, eos_token_id=None, decoder_start_token_id=start
+            )
+            wanted.append(made[0, 1:].tolist())
+        asked = [GenerateRequest(prompt=one, max_tokens=32, ignore_eos=True) for one in (*inputs, inputs[0])]
+        found = engine.generate(asked)
+        assert [one.tokens for one in found] == [*wanted, wanted[0]]
+        assert [one.usage.prompt_tokens for one in found] == [*map(len, inputs), len(inputs[0])]
+        assert found[0].usage.cached_tokens == 0 and found[3].usage.cached_tokens == len(inputs[0])
+        branches = [wanted[0][:6], [*wanted[0][:3], 5, 7], [9]]
+        (scores,) = engine.score([ScoreRequest(context=inputs[0], continuations=branches)])
+        assert scores.greedy[0] and scores.usage.cached_tokens == len(inputs[0])  # the encoder reads it once
+        for branch, score in zip(branches, scores.logprobs, strict=True):
+            with torch.no_grad():
+                rows = reference(
+                    input_ids=torch.tensor([inputs[0]]), decoder_input_ids=torch.tensor([[start, *branch[:-1]]])
+                ).logits.log_softmax(-1)[0]
+            assert score == pytest.approx(float(rows.gather(1, torch.tensor(branch)[:, None]).sum()), abs=1e-3)
+        (vector,) = engine.features([FeatureRequest(text=inputs[0])])
+        with torch.no_grad():
+            states = reference.get_encoder()(torch.tensor([inputs[0]])).last_hidden_state[0]
+        assert np.abs(vector.vectors[0] - states.mean(0).numpy()).max() < 1e-4
+        pool = engine._cache.pools[None]
+        assert pool.promised == 0 and pool.available == pool.size
+        with pytest.raises(RequestError, match="does not predict"):
+            engine.generate([GenerateRequest(prompt=inputs[0], prompt_logprobs=0)])
+        with pytest.raises(ContextLengthError):
+            engine.generate([GenerateRequest(prompt=[5] * (base.config.stacks[0].context_length + 1))])
+
+
+def test_more_inputs_than_the_cache_holds_take_turns(pair: tuple[Any, Transformer, Path]) -> None:
+    _, _, folder = pair
+    base = open_base(folder)
+    with Engine(base, base.module(), torch.device("cpu"), "float32", 64) as engine:
+        most = base.config.stacks[0].context_length
+        asked = [
+            GenerateRequest(prompt=tokens(1, most - i, seed=i)[0].tolist(), max_tokens=3, ignore_eos=True)
+            for i in range(6)
+        ]
+        together = [one.tokens for one in engine.generate(asked)]
+        assert together == [engine.generate([one])[0].tokens for one in asked]
+
+
+def test_peft_opens_adapters(pair: tuple[Any, Transformer, Path], tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForSeq2SeqLM
+
+    _, ours, folder = pair
+    generator = torch.Generator().manual_seed(3)
+    weights = {}
+    for site, projection in ours.projections().items():
+        shapes = (3, projection.in_features), (projection.out_features, 3)
+        weights[site] = tuple(torch.randn(shape, generator=generator) * 0.1 for shape in shapes)
+    assert any(".cross." in site for site in weights) and any(site.startswith("encoder.") for site in weights)
+    save_peft(tmp_path, ours, LoraConfig(3, 5, all_linear(ours)), weights, "tiny")
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
+    adapter = load_peft(tmp_path, ours, torch.device("cpu"), torch.float32)
+    base = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
+    changed = PeftModel.from_pretrained(base, str(tmp_path)).eval()
+    read, written = tokens(), tokens(length=WRITTEN, seed=2)
+    with torch.no_grad():
+        found = logits(ours, read, written, adapter)
+        assert (found - changed(input_ids=read, decoder_input_ids=written).logits).abs().max() < 1e-4
+        assert (found - logits(ours, read, written)).abs().max() > 1e-2
+    opened = open_base(folder)
+    with Engine(opened, opened.module(), torch.device("cpu"), "float32", 128) as engine:
+        asked = {"prompt": read[0].tolist(), "max_tokens": 8, "ignore_eos": True}
+        plain, adapted = engine.generate([GenerateRequest(**asked), GenerateRequest(**asked, skin=str(tmp_path))])
+        wanted = changed.generate(
+            input_ids=read[:1], max_new_tokens=8, do_sample=False, eos_token_id=None,
+            decoder_start_token_id=opened.config.start_token,
+        )  # fmt: skip
+        assert adapted.tokens == wanted[0, 1:].tolist()
+        assert (
+            adapted.usage.cached_tokens == 0 and plain.tokens == engine.generate([GenerateRequest(**asked)])[0].tokens
+        )
+
+
+def test_copies_in_other_numbers_run(pair: tuple[Any, Transformer, Path]) -> None:
+    """Mixed as LoRA trains it, bfloat16 throughout, and int8 as the engine holds it."""
+    _, ours, folder = pair
+    read, written = tokens(), tokens(length=WRITTEN, seed=2)
+    with torch.no_grad():
+        exact = logits(ours, read, written)
+        half = load_model(folder, ours.config, "cpu", torch.bfloat16)
+        small = quantise(load_model(folder, ours.config, "cpu", torch.float32))
+        for copy in (training_copy(ours, torch.bfloat16), half, small):
+            rough = logits(copy, read, written).float()
+            assert (rough - exact).abs().median() < 0.15 * exact.abs().median()
+        assert torch.equal(logits(ours, read, written), exact)  # it is a copy that was changed
+
+
+def test_flops_are_those_that_a_profiler_counts(pair: tuple[Any, Transformer, Path]) -> None:
+    _, ours, _ = pair
+    read, written = tokens(1), tokens(1, WRITTEN, seed=2)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+        logits(ours, read, written)
+    config = ours.config
+    found = costs.flops(config, WRITTEN, source=READ) + costs.source_flops(config, READ)
+    found += WRITTEN * costs.head_flops(config)
+    # the profiler counts the whole square of scores, whatever is hidden
+    square = sum(4 * (WRITTEN**2 - WRITTEN * (WRITTEN + 1) // 2) * layer.attention.inner for layer in config.layers)
+    assert counted.get_total_flops() == pytest.approx(found + square, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "switch", "named"),
+    [
+        ("t5 1.0", {"feed_forward_proj": "gated-swish"}, "feed_forward_proj"),
+        ("t5 1.0", {"is_decoder": True}, "is_decoder"),
+        ("t5 1.0", {"decoder_start_token_id": "first"}, "decoder_start_token_id"),
+        ("bart", {"normalize_before": True}, "normalize_before"),
+        ("bart", {"add_final_layer_norm": True}, "add_final_layer_norm"),
+    ],
+)
+def test_what_is_not_covered_is_named(name: str, switch: dict[str, Any], named: str) -> None:
+    kind, values = PAIRS[name]
+    with pytest.raises(BaseModelError, match=named):
+        read_config({"model_type": kind} | values | switch)
+
+
+def test_copies_that_differ_and_biases_that_are_not_zero_are_named(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    theirs("bart", tmp_path)
+    shape = read_config(read_json(tmp_path / "config.json"))
+    good = load_file(tmp_path / "model.safetensors")
+    for key, tensor in {
+        "model.decoder.embed_tokens.weight": good["model.shared.weight"] + 1,
+        "final_logits_bias": torch.ones(1, 320),
+    }.items():
+        save_file(good | {key: tensor}, tmp_path / "model.safetensors", {"format": "pt"})
+        with pytest.raises(BaseModelError, match=key):
+            load_model(tmp_path, shape, "cpu", torch.float32)
+    copy = {"model.encoder.embed_tokens.weight": good["model.shared.weight"].clone()}
+    save_file(good | copy, tmp_path / "model.safetensors", {"format": "pt"})
+    load_model(tmp_path, shape, "cpu", torch.float32)
