@@ -176,7 +176,7 @@ def run_ours(plan: Plan) -> Run:
     ends = []
     for _ in trainer.train(len(batches)):
         ends.append(time.perf_counter())
-    computed = sum(len(collate([examples[i] for i in batch]).tokens) for batch in batches)
+    computed = sum(len(collate([examples[i] for i in batch], model.config).inputs(None)[0]) for batch in batches)
     return Run(
         tokens=sum(len(rows[i]) for batch in batches[1:] for i in batch),
         seconds=ends[-1] - ends[0],

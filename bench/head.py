@@ -50,7 +50,7 @@ def step_once(side: str, rows: int, steps: int) -> dict[str, float]:
         if side == "pando":
             loss = batch_loss(model, batch).total
         else:
-            logits = model.head(model(batch.tokens, batch.context()))
+            logits = model.head(model(batch.tokens, batch.inputs(model.config).context))
             loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="sum")
         (loss / batch.weight).backward()
         seconds.append(time.perf_counter() - began)

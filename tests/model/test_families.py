@@ -224,7 +224,7 @@ def test_losses_agree_packed_and_with_a_shared_prefix(pair: tuple[Any, Transform
             rows = reference(whole).logits.log_softmax(-1)[0, len(example.prompt) - 1 : -1]
         total -= float(rows.gather(1, torch.tensor(example.answer)[:, None]).sum())
     with torch.no_grad():
-        shared, _ = supervised_loss(ours, collate(examples))
+        shared, _ = supervised_loss(ours, collate(examples, ours.config))
         pieces = [Piece(i, (i, 0), one, 0, len(one.tokens)) for i, one in enumerate(map(answered, examples))]
         packed = batch_loss(ours, collate_rows([pieces], 128, ("supervised",), 0))
     assert float(shared) == pytest.approx(total, rel=1e-4)

@@ -24,7 +24,12 @@ from pando.model.families import family, read_config
 from pando.model.lora import LoraConfig, all_linear
 from pando.model.peft import load_peft, save_peft
 from pando.model.transformer import Transformer
+from pando.train.batch import collate_rows
+from pando.train.example import IGNORE, Example, parted
 from pando.train.lora import training_copy
+from pando.train.loss import batch_loss
+from pando.train.packing import Piece
+from pando.train.supervised import SupervisedExample, collate, supervised_loss
 from tests.model import tiny
 
 T5 = {
@@ -237,6 +242,34 @@ def test_flops_are_those_that_a_profiler_counts(pair: tuple[Any, Transformer, Pa
     # the profiler counts the whole square of scores, whatever is hidden
     square = sum(4 * (WRITTEN**2 - WRITTEN * (WRITTEN + 1) // 2) * layer.attention.inner for layer in config.layers)
     assert counted.get_total_flops() == pytest.approx(found + square, rel=0.01)
+
+
+def test_losses_of_packed_documents_are_those_of_each_alone(pair: tuple[Any, Transformer, Path]) -> None:
+    reference, ours, _ = pair
+    start = ours.config.start_token
+    examples, total = [], 0.0
+    for i in range(3):
+        read, written = tokens(1, READ - 9 * i, seed=i)[0], tokens(1, 12 + i, seed=9 + i)[0]
+        whole = torch.cat((read, written[:-1])).numpy().astype(np.int32)
+        targets = np.full(len(whole), IGNORE, np.int32)
+        targets[len(read) - 1 :] = written.numpy()
+        examples.append(parted(Example(whole, targets), start))
+        assert examples[-1].prefix == len(read) and examples[-1].tokens[len(read)] == start
+        with torch.no_grad():
+            rows = reference(
+                input_ids=read[None], decoder_input_ids=torch.cat((torch.tensor([start]), written[:-1]))[None]
+            ).logits.log_softmax(-1)[0]
+        total -= float(rows.gather(1, written[:, None]).sum())
+    pieces = [Piece(i, (i, 0), one, 0, len(one.tokens)) for i, one in enumerate(examples)]
+    for rows_, length in (([pieces], 160), ([[piece] for piece in pieces], 64)):
+        found = batch_loss(ours, collate_rows(rows_, length, ("span",), 0), chunk=2)
+        assert float(found.total) == pytest.approx(total, rel=1e-4)
+    pairs = [
+        SupervisedExample(tuple(e.tokens[: e.prefix].tolist()), tuple(e.targets[e.prefix :].tolist())) for e in examples
+    ]
+    with torch.no_grad():
+        loss, weight = supervised_loss(ours, collate(pairs, ours.config))
+    assert float(loss) == pytest.approx(total, rel=1e-4) and weight == 12 + 13 + 14
 
 
 @pytest.mark.parametrize(

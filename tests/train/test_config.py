@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pando.errors import PandoError
-from pando.train.config import build, changes, flat, read_config, write_config
+from pando.train.config import build, changes, flat
+from pando.train.configfile import read_config, write_config
 from pando.train.dial import CorpusFacts, best_batch, model_config, resolve, scaling_weights
 from pando.train.plan import Speed, expected_bits, forecast
 

@@ -16,9 +16,10 @@ from pando.engine.engine import Engine
 from pando.errors import PandoError
 from pando.interface import FeatureRequest, GenerateRequest
 from pando.model.base import open_base
-from pando.model.context import RowContext
+from pando.model.context import PackedContext, RowContext
 from pando.model.lora import LoraConfig, all_linear
-from pando.train.config import build, read_config
+from pando.train.config import build
+from pando.train.configfile import read_config
 from pando.train.dial import model_config
 from pando.train.finish import leave_base
 from pando.train.log import losses as logged
@@ -38,9 +39,10 @@ GROUPS: dict[str, dict[str, Any]] = {
     "mixture": {"family": "qwen3", "experts": 4},
     "mixture, llama": {"family": "llama", "experts": 4, "top_k": 1},
     "encoder": {"family": "modernbert"},
+    "encoder-decoder": {"family": "t5", "tied": False},
 }
 CASES = [(group, objective) for group in ("dense", "mixture") for objective in ("causal", "fim", "masked", "span")]
-CASES += [("mixture, llama", "causal"), ("encoder", "masked")]
+CASES += [("mixture, llama", "causal"), ("encoder", "masked"), ("encoder-decoder", "span")]
 
 
 @pytest.fixture(scope="module")
@@ -86,31 +88,37 @@ def test_it_learns_one_batch_by_heart_and_goes_on_bit_for_bit(shards: Shards, gr
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_what_was_trained_opens_elsewhere_and_is_used_as_any_other(shards: Shards, group: str, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-    encoder = group == "encoder"
+    kind = {"encoder": AutoModelForMaskedLM, "encoder-decoder": AutoModelForSeq2SeqLM}.get(group, AutoModelForCausalLM)
     with joined("cpu") as place:
-        made = trainer(shards, place, group, "masked" if encoder else "causal")
+        made = trainer(shards, place, group, {"encoder": "masked", "encoder-decoder": "span"}.get(group, "causal"))
         for _ in range(3):
             made.step()
         actual = {"tokens": 768, "steps": 3, "hours": 0.0, "usd": 0.0}
         leave_base(tmp_path / "model", made.model.eval().requires_grad_(False), shards, made.config, actual)
     base = open_base(tmp_path / "model")
-    theirs = (AutoModelForMaskedLM if encoder else AutoModelForCausalLM).from_pretrained(base.folder).eval()
+    theirs = kind.from_pretrained(base.folder).eval()
     ids = torch.arange(5, 37)[None]
     with torch.no_grad():
-        ours = made.model.head(made.model(ids, RowContext(ids, both_ways=encoder)))
-        assert (ours - theirs(ids).logits).abs().max() < 1e-4
+        if base.config.encoder is None:
+            ours = made.model.head(made.model(ids, RowContext(ids, both_ways=group == "encoder")))
+            wanted = theirs(ids).logits
+        else:
+            behind = PackedContext([32], both_ways=True)
+            ours = made.model.head(made.model(ids[0, :9], PackedContext([9], source=(ids[0], behind))))[None]
+            wanted = theirs(input_ids=ids, decoder_input_ids=ids[:, :9]).logits
+        assert (ours - wanted).abs().max() < 1e-4
     with Engine(base, base.module(), torch.device("cpu"), "float32", 64) as engine:
         (features,) = engine.features([FeatureRequest(text=ids[0].tolist())])
         assert features.vectors.shape == (1, SHAPE["width"])
-        if encoder:
+        if group == "encoder":
             return
         (answer,) = engine.generate([GenerateRequest(prompt=[5, 6, 7], max_tokens=5, ignore_eos=True)])
         with torch.no_grad():
             wanted = theirs.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=5, do_sample=False, eos_token_id=None,
                                      pad_token_id=0)  # fmt: skip
-        assert answer.tokens == wanted[0, 3:].tolist()
+        assert answer.tokens == wanted[0, -5:].tolist()
     examples = [SupervisedExample((5, 6, 7 + i), (9 + i, 2)) for i in range(8)]
     lora = LoraTrainer(
         base.module(), LoraConfig(4, 8, all_linear(base.module())), examples, LoraSettings(3e-2, 60, 8), 0
@@ -166,8 +174,10 @@ def test_biases_balance_without_a_loss(shards: Shards) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("model: {family: modernbert}\n", "an encoder learns by masked alone"),
-        ("model: {family: modernbert, experts: 4}\nobjectives: {masked: 1}\n", "encoders have none"),
+        ("model: {family: modernbert}\n", "a modernbert learns by masked: write"),
+        ("model: {family: modernbert, experts: 4}\nobjectives: {masked: 1}\n", "a modernbert has none"),
+        ("model: {family: t5}\nobjectives: {causal: 1}\n", "a t5 learns by span or supervised"),
+        ("model: {family: t5, tied: true}\nobjectives: {span: 1}\n", "a head of its own"),
         ("model: {experts: 2, top_k: 3}\n", "is more than model.experts, 2"),
     ],
 )
@@ -178,11 +188,11 @@ def test_what_does_not_go_together_is_one_line(text: str, said: str, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group", ["mixture", "encoder"])
+@pytest.mark.parametrize("group", ["mixture", "encoder", "encoder-decoder"])
 def test_two_ranks_make_the_steps_of_one(shards: Shards, group: str, tmp_path: Path) -> None:
     """FSDP2 shards experts by expert, all else by rows; what balances by a loss depends on the cut, so it is off."""
-    shape = ", ".join(f"{name}: {value}" for name, value in {**SHAPE, **GROUPS[group]}.items())
-    objective = "masked" if group == "encoder" else "causal"
+    shape = ", ".join(f"{name}: {value}" for name, value in {**SHAPE, **GROUPS[group]}.items()).replace("False", "false")
+    objective = {"encoder": "masked", "encoder-decoder": "span"}.get(group, "causal")
     (tmp_path / "pretrain.yaml").write_text(
         f"model: {{{shape}}}\nsequence: 32\nbatch: 256\ntokens: 2560\nmachine: {{number: float32}}\n"
         f"balance: 0.0\nobjectives: {{{objective}: 1}}\nkeep: {{steps: 5}}\n"

@@ -176,7 +176,7 @@ def test_documents_of_a_row_do_not_see_each_other(batch: Batch) -> None:
     """The gradient of a document's loss is zero at every input vector that is not its own."""
     made = model()
     vectors = made.embed(batch.tokens).detach().requires_grad_()
-    hidden = made.run(vectors, batch.context())
+    hidden = made.run(vectors, batch.inputs(made.config).context)
     for r, number in ((0, 0), (3, 1)):
         mine = (torch.arange(8)[:, None] == r) & (batch.documents == number)
         gradient = torch.autograd.grad(hidden[mine].sum(), vectors, retain_graph=True)[0]

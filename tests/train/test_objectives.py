@@ -183,7 +183,7 @@ def test_supervised_learns_the_answers_and_their_ends() -> None:
 def test_supervised_is_the_objective_of_the_lora_rung() -> None:
     made = model()
     examples = [SupervisedExample((5, 60, 61, 62), (63, 2)), SupervisedExample((5, 60, 70), (71, 72, 2))]
-    wanted, weight = supervised_loss(made, collate(examples))
+    wanted, weight = supervised_loss(made, collate(examples, made.config))
     pieces = [Piece(i, (i, 0), one, 0, len(one.tokens)) for i, one in enumerate(map(answered, examples))]
     loss = batch_loss(made, collate_rows([pieces], T, ("supervised",), END))
     assert float(loss.weight) == weight

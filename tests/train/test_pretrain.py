@@ -21,7 +21,8 @@ from torch import nn
 from pando.errors import PandoError
 from pando.model.base import open_base
 from pando.train import checkpoint
-from pando.train.config import build, read_config
+from pando.train.config import build
+from pando.train.configfile import read_config
 from pando.train.dial import model_config
 from pando.train.log import losses, read_log
 from pando.train.loop import Outcome, pretrain

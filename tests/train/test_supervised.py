@@ -64,7 +64,7 @@ def _one_by_one(model: Transformer, examples: list[SupervisedExample], adapter: 
 @pytest.mark.parametrize("shared", [0, 1, 20])
 def test_shared_prefix_gives_the_loss_and_gradients_of_separate_rows(model: Transformer, shared: int) -> None:
     examples, adapter = _examples(6, shared), _adapter(model)
-    loss, weight = supervised_loss(model, collate(examples), adapter)
+    loss, weight = supervised_loss(model, collate(examples, model.config), adapter)
     expected = _one_by_one(model, examples, adapter)
     assert weight == sum(len(e.answer) for e in examples)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
@@ -76,21 +76,21 @@ def test_shared_prefix_gives_the_loss_and_gradients_of_separate_rows(model: Tran
 @given(st.integers(1, 7), st.integers(0, 9), st.integers(0, 1000))
 def test_every_answer_token_is_a_target_and_nothing_else_is(count: int, shared: int, seed: int) -> None:
     examples = _examples(count, shared, seed)
-    batch = collate(examples)
+    batch = collate(examples, CONFIG)
     assert batch.targets.tolist() == [t for e in examples for t in e.answer]
     assert batch.logical_tokens == sum(len(e.prompt) + len(e.answer) for e in examples)
     at = 0
     for example in examples:
         before = (example.prompt[-1], *example.answer[:-1])
         places = batch.places[at : at + len(example.answer)]
-        assert batch.tokens[places].tolist() == list(before)
+        assert batch.inputs(None)[0][places].tolist() == list(before)
         at += len(example.answer)
 
 
 def test_pad_token_never_decides_the_mask(model: Transformer) -> None:
     """A token that equals the padding id (0) is learnt like any other."""
     examples = [SupervisedExample((5, 0, 0), (0, 0)), SupervisedExample((5, 0, 7, 8, 9), (0,))]
-    batch = collate(examples)
+    batch = collate(examples, model.config)
     assert batch.targets.tolist() == [0, 0, 0]
     adapter = _adapter(model)
     torch.testing.assert_close(
@@ -135,8 +135,8 @@ def test_bfloat16_copy_keeps_residual_and_norms_in_float32(model: Transformer) -
     assert kinds["embed"] == kinds["norm"] == kinds["mlp_norm"] == torch.float32
     assert model.layers[0].attention.q.weight.dtype == torch.float32
     adapter = _adapter(model)
-    exact, _ = supervised_loss(model, collate(_examples(4, 5)), adapter)
-    rounded, _ = supervised_loss(twin, collate(_examples(4, 5)), adapter)
+    exact, _ = supervised_loss(model, collate(_examples(4, 5), model.config), adapter)
+    rounded, _ = supervised_loss(twin, collate(_examples(4, 5), model.config), adapter)
     assert abs((exact - rounded).item()) < 0.02 * exact.item()
 
 

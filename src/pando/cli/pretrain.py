@@ -13,7 +13,8 @@ import typer
 
 if TYPE_CHECKING:
     from pando.model.transformer import Transformer
-    from pando.train.config import Given, PretrainConfig
+    from pando.train.config import PretrainConfig
+    from pando.train.configfile import Given
     from pando.train.loop import Outcome
     from pando.train.plan import Forecast
     from pando.train.shards import Shards
@@ -35,7 +36,7 @@ def command(
     import torch
 
     from pando.settings import load_settings
-    from pando.train.config import read_config
+    from pando.train.configfile import read_config
     from pando.train.loop import pretrain
     from pando.train.parallel import joined
     from pando.train.prepare import Money, foresee, prepare
@@ -86,7 +87,7 @@ class _Hooks:
             raw = engine.base.tokenizer.raw
             requests = [
                 GenerateRequest(
-                    prompt=[self.shards.end, *raw.encode(prompt, add_special_tokens=False).ids],
+                    prompt=self._prompt(raw.encode(prompt, add_special_tokens=False).ids, model),
                     max_tokens=config.watch.sample_tokens,
                     temperature=0.8,
                     top_p=0.95,
@@ -107,12 +108,17 @@ class _Hooks:
         try:
             if not engine.capabilities.score:
                 return {}
-            found = {kind: one.share for kind, one in pair_shares(engine, context=[self.shards.end]).items()}
+            pairs = pair_shares(engine, context=[self.shards.end]) if model.config.causal else {}
+            found = {kind: one.share for kind, one in pairs.items()}
             if self.answers:
                 found["answer_bits_per_byte"] = gold_bits(engine, self.answers).per_byte
             return found
         finally:
             engine.close()
+
+    def _prompt(self, tokens: list[int], model: Transformer) -> list[int]:
+        """A prompt as documents are read in training: after the end of another one, or by an encoder to its own."""
+        return [self.shards.end, *tokens] if model.config.causal else [*tokens, self.shards.end]
 
     def _engine(self, model: Transformer) -> Any:
         import torch

@@ -346,6 +346,11 @@ class ModelConfig:
         return self.parameters - sum(layer.idle_weights(self.d_model) for layer in self.layers)
 
     @property
+    def causal(self) -> bool:
+        """Whether it tells how likely a text is, token by token."""
+        return self.encoder is None and not self.both_ways
+
+    @property
     def stacks(self) -> tuple[ModelConfig, ...]:
         """Encoder, if there is one, and decoder; or the one stack that there is."""
         return (self,) if self.encoder is None else (self.encoder, self)

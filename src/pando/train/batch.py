@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pando.model.context import RowContext
+from pando.model.config import ModelConfig
+from pando.model.context import Context, PackedContext, RowContext
 from pando.train.example import IGNORE
 from pando.train.packing import Piece
 
@@ -62,11 +64,40 @@ class Batch:
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in (*_ARRAYS, "places")}
         return replace(self, **moved)
 
-    def context(self, both_ways: bool = False) -> RowContext:
-        """What the model's blocks may ask about these rows; an encoder's (`both_ways`) see their whole document."""
-        return RowContext(
-            self.tokens, self.documents, positions=self.positions, prefix=self.prefix, both_ways=both_ways
-        )
+    def inputs(self, config: ModelConfig) -> Inputs:
+        """What a model is given. An encoder's tokens see all of their document; where there is an encoder besides, it
+        reads the prefixes, and the rest is the decoder's."""
+        if config.encoder is None:
+            ctx = RowContext(
+                self.tokens,
+                self.documents,
+                positions=self.positions,
+                prefix=self.prefix,
+                both_ways=config.both_ways,
+            )
+            return Inputs(self.tokens, ctx, self.places)
+        read = self.prefix.flatten()
+        written = ~read & (self.documents != PADDING).flatten()
+        row = torch.arange(len(self.documents), device=self.documents.device)[:, None]
+        numbers = (self.documents + row * self.documents.shape[1]).flatten()
+        behind, own = (numbers[side].unique_consecutive(return_counts=True)[1].tolist() for side in (read, written))
+        tokens, device = self.tokens.flatten(), self.tokens.device
+        source = tokens[read], PackedContext(behind, device, both_ways=True)
+        places = (written.cumsum(0) - 1)[self.places]
+        return Inputs(tokens[written], PackedContext(own, device, source=source), places)
+
+
+class Inputs(NamedTuple):
+    """What a model is given of a batch.
+
+    Attributes:
+        tokens: rows [rows, T] or packed [N], as `context` has them.
+        places: flat indices into these of the slots that have a target, [S].
+    """
+
+    tokens: Tensor
+    context: Context
+    places: Tensor
 
 
 def collate_rows(rows: Sequence[Sequence[Piece]], length: int, names: tuple[str, ...], end: int) -> Batch:

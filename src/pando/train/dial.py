@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from pando.model import costs
 from pando.model.config import (
@@ -26,11 +26,13 @@ from pando.model.config import (
     MlpConfig,
     ModelConfig,
     NormConfig,
+    RelativeConfig,
     RopeConfig,
     RouterConfig,
 )
 from pando.model.upcycle import MIXTURES
-from pando.train.config import Given, PretrainConfig, ShapeConfig, build, parse_count
+from pando.train.config import ENCODING, PretrainConfig, ShapeConfig, build
+from pando.train.configfile import Given, parse_count
 
 TOKENS_PER_WEIGHT = 12  # nanochat
 REFERENCE_BATCH = 2**19  # tokens a step, nanochat at a width of 768
@@ -41,6 +43,7 @@ ADAM_RATE = 0.0025  # AdamW for everything, at that batch and width
 EPOCHS = 4  # Muennighoff et al.
 LEAST_STEPS = 600  # ours: below, a small run is limited by its number of updates rather than by their noise
 MOST_DECAY = 0.3  # ours: the time constant's rule was never tried on runs this short
+READ = 0.8  # of an encoder-decoder's tokens, about, by span at its defaults
 _HEAD = 64
 
 
@@ -98,35 +101,45 @@ def resolve(given: Given, corpus: CorpusFacts, flops: Callable[[], float], usd_p
     return Resolved(_checked(given, build(values)), tuple(notes))
 
 
-def model_config(config: PretrainConfig, vocab_size: int) -> ModelConfig:
-    """The model of a resolved configuration."""
+def model_config(config: PretrainConfig, vocab_size: int, start: int = 0) -> ModelConfig:
+    """The model of a resolved configuration; `start` is what a decoder with an encoder begins with."""
     shape = config.model
+    common: dict[str, Any] = {
+        "family": shape.family,
+        "vocab_size": vocab_size,
+        "d_model": shape.width,
+        "context_length": shape.context,
+        "norm": NormConfig(eps=1e-6),
+        "tied": shape.tied,
+        "init": config.init,
+    }
+    if shape.family == "t5":
+        return _encoder_decoder(shape, common, start)
     rope = RopeConfig(shape.head_dim, shape.rope_theta)
-    norm_keys: Literal["head"] | None = "head" if shape.family == "qwen3" else None
-    attention = AttentionConfig(shape.heads, shape.kv_heads, shape.head_dim, rope, qk_norm=norm_keys)
+    attention = AttentionConfig(shape.heads, shape.kv_heads, shape.head_dim, rope)
+    if shape.family == "modernbert":
+        plain = LayerConfig(attention, MlpConfig(shape.hidden, "gelu"))
+        layers = tuple(replace(plain, attention_norm=i > 0) for i in range(shape.depth))
+        head = HeadConfig("gelu", dense_bias=False)
+        common["norm"] = NormConfig("layer", 1e-5)
+        return ModelConfig(**common, layers=layers, embed_norm=True, both_ways=True, head=head)
+    if shape.family == "qwen3":
+        attention = replace(attention, qk_norm="head")
     mlp: MlpConfig | ExpertsConfig = MlpConfig(shape.hidden)
-    family: str = shape.family
-    more: dict[str, Any] = {}
     if shape.experts:
         each = shape.expert_hidden or max(1, shape.hidden // shape.top_k)
         mlp = ExpertsConfig(shape.experts, each, RouterConfig(shape.top_k))
-        family = MIXTURES[shape.family]
-    layers = [LayerConfig(attention, mlp)] * shape.depth
-    if shape.family == "modernbert":
-        plain = LayerConfig(attention, MlpConfig(shape.hidden, "gelu"))
-        layers = [replace(plain, attention_norm=i > 0) for i in range(shape.depth)]
-        more = {"embed_norm": True, "both_ways": True, "head": HeadConfig("gelu", dense_bias=False)}
-    return ModelConfig(
-        family=family,
-        vocab_size=vocab_size,
-        d_model=shape.width,
-        layers=tuple(layers),
-        context_length=shape.context,
-        norm=NormConfig("layer", 1e-5) if shape.family == "modernbert" else NormConfig(eps=1e-6),
-        tied=shape.tied,
-        init=config.init,
-        **more,
-    )
+        common["family"] = MIXTURES[shape.family]
+    return ModelConfig(**common, layers=(LayerConfig(attention, mlp),) * shape.depth)
+
+
+def _encoder_decoder(shape: ShapeConfig, common: dict[str, Any], start: int) -> ModelConfig:
+    """T5 1.1: gated, a head of its own, the scores as they are."""
+    cross = AttentionConfig(shape.heads, shape.heads, shape.head_dim, None, scale=1.0)
+    layer = LayerConfig(replace(cross, relative=RelativeConfig()), MlpConfig(shape.hidden, "gelu_tanh"))
+    reading, writing = ((one,) * shape.depth for one in (layer, replace(layer, cross=cross)))
+    encoder = ModelConfig(**common | {"tied": True}, layers=reading, both_ways=True, predicts=False)
+    return ModelConfig(**common, layers=writing, encoder=encoder, start_token=start)
 
 
 def scaling_weights(model: ModelConfig) -> int:
@@ -172,12 +185,13 @@ def _heads(values: dict[str, Any], depth: int, width: int) -> ShapeConfig:
     about 8/3 of the width."""
     head_dim = values.get("model.head_dim", _HEAD if width < 2048 else 128)
     heads = values.get("model.heads", max(1, width // head_dim))
-    grouped = heads % 2 == 0 and values.get("model.family") != "modernbert"
+    grouped = heads % 2 == 0 and values.get("model.family") not in ENCODING
     kv = values.get("model.kv_heads", heads // 2 if grouped else heads)
     hidden = values.get("model.hidden", 64 * round(8 * width / 3 / 64))
     given = {name.removeprefix("model."): v for name, v in values.items() if name.startswith("model.")}
     length = {"context": max(1024, values.get("sequence", 0))}
     made = {"depth": depth, "width": width, "head_dim": head_dim, "heads": heads, "kv_heads": kv, "hidden": hidden}
+    made |= {"tied": False} if values.get("model.family") == "t5" else {}
     return ShapeConfig(**{**length, **made, **given})
 
 
@@ -196,8 +210,19 @@ def _tokens(model: ModelConfig, corpus: CorpusFacts, compute: float | None) -> t
 
 def train_flops(model: ModelConfig, context: int = 0) -> float:
     """FLOPs of a token in training: three times those of a forward pass (arXiv 2203.15556, appendix F). `context` is
-    the length of the document that it stands in; 0 leaves attention's own products out."""
+    the length of the document that it stands in; 0 leaves attention's own products out. Of an encoder-decoder, the
+    mean of tokens that are read and written in `READ` to one.
+    """
     tokens = max(1, context)
+    if model.encoder is not None:
+        read, written = round(READ * tokens), tokens - round(READ * tokens)
+        matrices = READ * costs.source_matrix_flops(model) + (1 - READ) * costs.matrix_flops(model)
+        each = matrices + (1 - READ) * costs.head_flops(model)
+        if context:
+            pairs = costs.source_flops(model, read) - read * costs.source_matrix_flops(model)
+            pairs += costs.flops(model, written, source=read) - written * costs.matrix_flops(model)
+            each += pairs / tokens
+        return 3 * each
     return 3 * (costs.flops(model, tokens, cached=False) / tokens + costs.head_flops(model))
 
 
@@ -222,8 +247,8 @@ def _checked(given: Given, config: PretrainConfig) -> PretrainConfig:
     shape = config.model
     if config.sequence > shape.context:
         raise given.wrong("sequence", f"{config.sequence} is longer than model.context, {shape.context}")
-    if shape.family == "modernbert" and shape.kv_heads != shape.heads:
-        raise given.wrong("model.kv_heads", f"this encoder has as many as heads, {shape.heads}")
+    if shape.family in ENCODING and shape.kv_heads != shape.heads:
+        raise given.wrong("model.kv_heads", f"a {shape.family} has as many as heads, {shape.heads}")
     if shape.heads % shape.kv_heads:
         raise given.wrong("model.kv_heads", f"{shape.heads} heads cannot share {shape.kv_heads} key-value heads")
     if config.batch < config.sequence:

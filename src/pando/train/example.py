@@ -30,6 +30,16 @@ class Example(NamedTuple):
     cuttable: bool = False
 
 
+def parted(example: Example, start: int) -> Example:
+    """The example for a model with an encoder, one token longer: the encoder reads what stands before the first target,
+    the decoder begins with `start` and writes the rest."""
+    first = int((example.targets != IGNORE).argmax())
+    read, after = example.tokens[: first + 1], example.tokens[first + 1 :]
+    tokens = np.concatenate((read, np.array([start], np.int32), after))
+    targets = np.concatenate((np.full(len(read), IGNORE, np.int32), example.targets[first:]))
+    return Example(tokens, targets, prefix=len(read))
+
+
 class Objective(Protocol):
     """A self-supervised loss: which examples a document becomes. The loss of all is cross-entropy of the targets.
 

@@ -25,7 +25,8 @@ from pando.files import atomic_write, check_format
 from pando.model.config import ModelConfig
 from pando.model.transformer import Transformer
 from pando.train import checkpoint, plan
-from pando.train.config import Given, PretrainConfig, build, changes, flat, read_config, write_config
+from pando.train.config import PretrainConfig, build, changes, flat
+from pando.train.configfile import Given, read_config, write_config
 from pando.train.dial import model_config, train_flops
 from pando.train.finish import leave_base
 from pando.train.log import NAME, Log, Watcher
@@ -107,7 +108,7 @@ class _Run:
     ) -> None:
         self.folder, self.config, self.place, self.money, self.facts = folder, config, place, money, facts
         self.shards = shards
-        self.model_config: ModelConfig = model_config(config, shards.vocab_size)
+        self.model_config: ModelConfig = model_config(config, shards.vocab_size, shards.end)
         self.seconds = self.billed = 0.0
         self.validation: dict[str, Any] = {}
         self.log: Log | None = None

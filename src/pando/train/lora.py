@@ -136,7 +136,7 @@ class LoraTrainer:
         """Mean loss of other examples, in nats a supervised token."""
         total, count = 0.0, 0
         for part in self._micro(examples):
-            value, weight = supervised_loss(self._model, collate(part, self._device), self.adapter)
+            value, weight = supervised_loss(self._model, collate(part, self._model.config, self._device), self.adapter)
             total, count = total + float(value), count + weight
         return total / count
 
@@ -146,7 +146,7 @@ class LoraTrainer:
         weight = sum(len(example.answer) for example in examples)
         total = 0.0
         for part in self._micro(examples):
-            batch = collate(part, self._device)
+            batch = collate(part, self._model.config, self._device)
             loss, _ = supervised_loss(self._model, batch, self.adapter)
             (loss / weight).backward()
             self.tokens += batch.logical_tokens

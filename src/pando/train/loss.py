@@ -52,12 +52,12 @@ def batch_loss(
         balance: factor on the load-balancing loss of experts, for each target of the batch.
         chunk: places of a chunk of the head; None fits the device.
     """
-    ctx = batch.context(model.config.both_ways)
+    tokens, ctx, places = batch.inputs(model.config)
     routing = Routing(model.config, batch.documents.flatten() != PADDING) if mixture_layers(model.config) else None
     ctx.routed = routing
-    hidden = model(batch.tokens, ctx).flatten(0, 1)
+    hidden = model(tokens, ctx).flatten(0, -2)
     if batch.weight < hidden.shape[0]:
-        hidden = hidden.index_select(0, batch.places)
+        hidden = hidden.index_select(0, places)
     targets = batch.targets.flatten()[batch.places]
     hidden, cap = model.before_head(hidden), model.config.softcap
     total, nats, squares = head_loss(

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from pando.train import plan
-from pando.train.config import Given, PretrainConfig
+from pando.train.config import PretrainConfig
+from pando.train.configfile import Given
 from pando.train.dial import CorpusFacts, Resolved, model_config, resolve, train_flops
 from pando.train.lora import fastest_dtype
 from pando.train.parallel import Place
@@ -70,6 +71,6 @@ def _resolved(
 
 def foresee(config: PretrainConfig, shards: Shards, place: Place, money: Money) -> plan.Forecast:
     """Times a few steps and says what the run will take. Nothing is written, no state is kept."""
-    model = model_config(config, shards.vocab_size)
+    model = model_config(config, shards.vocab_size, shards.end)
     speed = plan.measure(Trainer(config, model, shards, place))
     return plan.forecast(config, model, corpus_facts(shards), speed, money.usd_per_hour * money.machines)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pando.errors import PandoError
 from pando.files import check_format
-from pando.train.config import read_config
+from pando.train.configfile import read_config
 from pando.train.log import NAME, losses, read_log
 
 

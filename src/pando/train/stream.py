@@ -144,7 +144,7 @@ class _Maker:
         if len(fit) > 1 or self._mixture.parts[which].objective.random:
             rng = np.random.default_rng((self._seed, epoch, index))
             which = fit[int(np.searchsorted(shares, rng.random(), side="right"))] if len(fit) > 1 else which
-        found = self._mixture.parts[which].objective.examples(document.tokens, self._room, rng)
+        found = self._mixture.examples(which, document.tokens, self._room, rng)
         return {(epoch, index, part, which): example for part, example in enumerate(found)}
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pando.model.attention import attention, seen
-from pando.model.config import AttentionConfig
-from pando.model.context import Adapters, Context
+from pando.model.config import AttentionConfig, ModelConfig
+from pando.model.context import Adapters, Context, PackedContext
 from pando.model.transformer import Transformer
 
 
@@ -30,16 +31,34 @@ class SupervisedExample:
         return len(self.prompt) + len(self.answer)
 
 
+class Batch(Protocol):
+    """Examples of one step.
+
+    Attributes:
+        places: flat indices whose hidden states predict a supervised token, [S].
+        targets: those tokens, [S].
+        logical_tokens: tokens of all examples as if nothing were shared.
+    """
+
+    @property
+    def places(self) -> Tensor: ...
+    @property
+    def targets(self) -> Tensor: ...
+    @property
+    def logical_tokens(self) -> int: ...
+
+    def inputs(self, adapters: Adapters | None) -> tuple[Tensor, Context]:
+        """What the model is given: packed tokens and their context."""
+        ...
+
+
 @dataclass(frozen=True)
-class SupervisedBatch:
-    """Examples of one step, packed flat as shared prefix [P], then rows [R x T], padded at their ends.
+class SharedPrefixBatch:
+    """For a decoder, packed flat as shared prefix [P], then rows [R x T], padded at their ends; see `Batch`.
 
     Attributes:
         tokens: [P + R * T].
         prefix, rows, width: P, R and T.
-        places: flat indices whose hidden states predict a supervised token, [S].
-        targets: those tokens, [S].
-        logical_tokens: tokens of all examples as if nothing were shared.
     """
 
     tokens: Tensor
@@ -50,9 +69,57 @@ class SupervisedBatch:
     targets: Tensor
     logical_tokens: int
 
+    def inputs(self, adapters: Adapters | None) -> tuple[Tensor, Context]:
+        """See `Batch`."""
+        return self.tokens, SharedPrefixContext(self, adapters)
 
-def collate(examples: Sequence[SupervisedExample], device: torch.device | None = None) -> SupervisedBatch:
-    """Packs examples; the last token of an answer is only a target and takes no forward pass."""
+
+@dataclass(frozen=True)
+class PairBatch:
+    """For an encoder-decoder: prompts laid end to end for the one, answers for the other; see `Batch`.
+
+    Attributes:
+        prompts, tokens: what is read, and what is written, each token one place late.
+        read, written: tokens of each example in these.
+    """
+
+    prompts: Tensor
+    tokens: Tensor
+    read: tuple[int, ...]
+    written: tuple[int, ...]
+    targets: Tensor
+
+    @property
+    def places(self) -> Tensor:
+        """See `Batch`: all that is written."""
+        return torch.arange(len(self.tokens), device=self.tokens.device)
+
+    @property
+    def logical_tokens(self) -> int:
+        """See `Batch`."""
+        return len(self.prompts) + len(self.tokens)
+
+    def inputs(self, adapters: Adapters | None) -> tuple[Tensor, Context]:
+        """See `Batch`."""
+        device = self.tokens.device
+        behind = PackedContext(self.read, device, both_ways=True, adapters=adapters)
+        return self.tokens, PackedContext(self.written, device, adapters=adapters, source=(self.prompts, behind))
+
+
+def collate(examples: Sequence[SupervisedExample], config: ModelConfig, device: torch.device | None = None) -> Batch:
+    """Packs examples for a model; the last token of an answer is only a target and takes no forward pass."""
+    if config.encoder is None:
+        return _shared_prefix(examples, device)
+    return PairBatch(
+        prompts=torch.tensor([t for example in examples for t in example.prompt], device=device),
+        tokens=torch.tensor([t for one in examples for t in (config.start_token, *one.answer[:-1])], device=device),
+        read=tuple(len(example.prompt) for example in examples),
+        written=tuple(len(example.answer) for example in examples),
+        targets=torch.tensor([t for example in examples for t in example.answer], device=device),
+    )
+
+
+def _shared_prefix(examples: Sequence[SupervisedExample], device: torch.device | None) -> SharedPrefixBatch:
     shared = _common_prefix([example.prompt for example in examples])
     rows = [[*example.prompt[shared:], *example.answer[:-1]] for example in examples]
     width = max(map(len, rows))
@@ -64,7 +131,7 @@ def collate(examples: Sequence[SupervisedExample], device: torch.device | None =
     for row in rows:
         tokens.extend(row)
         tokens.extend([0] * (width - len(row)))  # never seen: rows are causal and padding comes last
-    return SupervisedBatch(
+    return SharedPrefixBatch(
         tokens=torch.tensor(tokens, device=device),
         prefix=shared,
         rows=len(rows),
@@ -87,7 +154,7 @@ def _common_prefix(prompts: Sequence[tuple[int, ...]]) -> int:
 class SharedPrefixContext(Context):
     """Rows [R, T] that each continue the same prefix [P], packed flat [P + R * T]."""
 
-    def __init__(self, batch: SupervisedBatch, adapters: Adapters | None = None) -> None:
+    def __init__(self, batch: SharedPrefixBatch, adapters: Adapters | None = None) -> None:
         device = batch.tokens.device
         inside = torch.arange(batch.width, device=device) + batch.prefix
         super().__init__(torch.cat((torch.arange(batch.prefix, device=device), inside.repeat(batch.rows))), adapters)
@@ -139,10 +206,10 @@ def _grouped_attention(config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor,
     return out.flatten(1, 2)
 
 
-def supervised_loss(model: Transformer, batch: SupervisedBatch, adapters: Adapters | None = None) -> tuple[Tensor, int]:
+def supervised_loss(model: Transformer, batch: Batch, adapters: Adapters | None = None) -> tuple[Tensor, int]:
     """Summed cross-entropy of the supervised tokens in nats (float32 scalar) and how many they are.
 
     The output head runs at supervised positions only.
     """
-    hidden = model(batch.tokens, SharedPrefixContext(batch, adapters))[batch.places]
+    hidden = model(*batch.inputs(adapters))[batch.places]
     return F.cross_entropy(model.head(hidden).float(), batch.targets, reduction="sum"), len(batch.targets)

@@ -80,7 +80,7 @@ class Trainer:
         self.config, self.place, self.shards = config, place, shards
         self.steps_made = 0
         self.number: torch.dtype = getattr(torch, config.machine.number)
-        self.mixture = make_mixture(config.objectives, shards)
+        self.mixture = make_mixture(config.objectives, shards, None if model.encoder is None else model.start_token)
         self.stream = Stream(shards, self.mixture, config.sequence, config.rows, config.seed)
         self._share = place.share(config.rows)
         compiled = config.machine.compile == "on"
@@ -165,7 +165,7 @@ class Trainer:
     @torch.no_grad()
     def validate(self, most_tokens: int) -> dict[str, Any]:
         """Loss of held-back documents: for each objective in nats a target; for each source, where the run learns
-        causally, in bits per byte of its text (an encoder sees what it would have to predict, and has none).
+        causally, in bits per byte of its text (what an encoder reads is not predicted, and has none).
 
         Args:
             most_tokens: of all sources together, dealt out evenly; 0 takes all.
@@ -173,7 +173,7 @@ class Trainer:
         chosen = _by_source(self.shards, most_tokens)
         found: dict[str, Any] = {"objectives": self._mean_losses([d for part in chosen.values() for d in part])}
         found |= {"sources": {}, "bits_per_byte": None}
-        if self.model.config.both_ways:
+        if not self.model.config.causal:
             settle(self.model)
             return found
         causal = make_mixture({"causal": 1.0}, self.shards)

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pando.errors import DataError, PandoError
 from pando.files import content_hash
-from pando.train.example import Objective
+from pando.train.example import Example, Objective, parted
 from pando.train.objectives.causal import Causal
 from pando.train.objectives.fim import Fim
 from pando.train.objectives.masked import Masked
@@ -49,16 +50,26 @@ class Mixture:
     Attributes:
         parts: the objectives.
         fingerprint: names all that bears on what is drawn.
+        start: what the decoder begins with where an encoder reads the prefixes; None: one stack does both.
     """
 
-    def __init__(self, parts: Sequence[Part], fingerprint: str) -> None:
-        self.parts, self.fingerprint = tuple(parts), fingerprint
+    def __init__(self, parts: Sequence[Part], fingerprint: str, start: int | None = None) -> None:
+        self.parts, self.fingerprint, self.start = tuple(parts), fingerprint, start
         self._draws: dict[int, tuple[list[int], np.ndarray]] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the objectives, in the order of `Batch.objective`."""
         return tuple(part.objective.name for part in self.parts)
+
+    def examples(
+        self, which: int, tokens: NDArray[np.int32], room: int, rng: np.random.Generator | None
+    ) -> list[Example]:
+        """What a part makes of a document; see `Objective.examples`."""
+        objective = self.parts[which].objective
+        if self.start is None:
+            return objective.examples(tokens, room, rng)
+        return [parted(example, self.start) for example in objective.examples(tokens, room - 1, rng)]
 
     def candidates(self, source: int) -> tuple[list[int], np.ndarray]:
         """Which parts may take a document of this source, and their cumulative shares.
@@ -75,12 +86,15 @@ class Mixture:
         return self._draws[source]
 
 
-def make_mixture(settings: Mapping[str, float | Mapping[str, Any]], shards: Shards) -> Mixture:
+def make_mixture(
+    settings: Mapping[str, float | Mapping[str, Any]], shards: Shards, start: int | None = None
+) -> Mixture:
     """The mixture that a config describes.
 
     Args:
         settings: objective -> weight, or -> {"weight": ..., "sources": [names], and options of the objective}.
         shards: the corpus, for its tokenizer, end token and sources.
+        start: see `Mixture`.
 
     Raises:
         PandoError: no such objective, option or source, a weight that is not above 0, or a special token that is
@@ -93,7 +107,7 @@ def make_mixture(settings: Mapping[str, float | Mapping[str, Any]], shards: Shar
         raise PandoError("objectives: name at least one, such as causal: 1")
     plain = {name: dict(one) if isinstance(one, Mapping) else {"weight": one} for name, one in settings.items()}
     parts = [_part(name, dict(options), tokenizer, shards) for name, options in plain.items()]
-    return Mixture(parts, content_hash([shards.hash, list(plain.items())]))
+    return Mixture(parts, content_hash([shards.hash, list(plain.items())]), start)
 
 
 def _part(name: str, options: dict[str, Any], tokenizer: Any, shards: Shards) -> Part:
