@@ -81,7 +81,9 @@ class ScoreRequest:
 
     The context is tokenised as the tokenizer does it (BOS only where it adds one). A continuation's tokens are
     those that the text `context + continuation` adds to the context's own; where the two texts melt into other
-    tokens at the seam, the continuation is tokenised alone.
+    tokens at the seam, the continuation is tokenised alone. An encoder-decoder reads the context and writes the
+    continuation. An encoder fills it in: the context holds its mask once, which stands for all of a continuation's
+    tokens, and these are told each without the others.
 
     Attributes:
         context: text, or token ids, that comes before.
@@ -223,7 +225,16 @@ class Identity:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a model can do. Callers ask this, never the class. `layers`: how many there are to read features from."""
+    """What a model can do. Callers ask this, never the class.
+
+    Attributes:
+        score: tells how likely answers are: what follows a context or, of one that does not `generate`, what fills its
+            `blank`.
+        demonstrations: learns from solved rows that stand before an input.
+        blank: the token that stands for what is to be told, where there is one: an encoder's mask or the first sentinel
+            of an encoder-decoder, which then writes it before its answer.
+        layers: how many there are to read features from.
+    """
 
     generate: bool = True
     score: bool = False
@@ -233,6 +244,8 @@ class Capabilities:
     grammar: bool = False
     chat: bool = False
     train: bool = False
+    demonstrations: bool = True
+    blank: str | None = None
     layers: int = 0
 
 

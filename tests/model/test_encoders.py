@@ -173,7 +173,7 @@ def test_engine_makes_the_vectors_of_transformers(pair: tuple[Any, Transformer, 
         assert not engine.capabilities.generate and not engine.capabilities.score
         with pytest.raises(RequestError, match="an encoder"):
             engine.generate([GenerateRequest(prompt=rows[0])])
-        with pytest.raises(RequestError, match="an encoder"):
+        with pytest.raises(RequestError, match="no head that predicts"):
             engine.score([ScoreRequest(context=rows[0], continuations=[[1]])])
         (again,) = engine.features([FeatureRequest(text=rows[0], layers=[0, 2, -1], pooling="both")])
         assert again.usage.cached_tokens == 0 and np.array_equal(again.vectors, found[0].vectors)

@@ -76,22 +76,22 @@ class TestReply:
             "<|im_start|>assistant\n",
             "good<|im_end|>",
         )
-        assert reply(model, "bad", end=False) == "bad"
+        assert reply(skins.score(), model, "bad", end=False) == "bad"
 
     def test_a_template_with_spaces_around_the_answer(self) -> None:
-        assert reply(Template(LLAMA2), "bad", end=True) == " bad </s>"
+        assert reply(skins.score(), Template(LLAMA2), "bad", end=True) == " bad </s>"
 
     def test_no_template(self) -> None:
         prompt, answer = training_example(skins.score(), example(), Plain())
         assert prompt.endswith("\n\nAssistant:")
         assert answer == " good\n\nUser:"
-        assert reply(Plain(), "bad", end=False) == " bad"
+        assert reply(skins.score(), Plain(), "bad", end=False) == " bad"
 
     def test_demonstrated_answers_look_like_the_answer(self) -> None:
         for model in (Template(CHATML), Template(LLAMA2), Plain()):
             skin = replace(skins.score(), demonstrations=(Demonstration({"text": "a"}, "good"),))
             first = context(skins.score(), model, {"text": "a"})
-            assert context(skin, model, {"text": "b"}).startswith(first + reply(model, "good", end=True))
+            assert context(skin, model, {"text": "b"}).startswith(first + reply(skins.score(), model, "good", end=True))
 
 
 class TestWhereTheInputBegins:

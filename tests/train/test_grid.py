@@ -191,7 +191,8 @@ def test_what_does_not_go_together_is_one_line(text: str, said: str, tmp_path: P
 @pytest.mark.parametrize("group", ["mixture", "encoder", "encoder-decoder"])
 def test_two_ranks_make_the_steps_of_one(shards: Shards, group: str, tmp_path: Path) -> None:
     """FSDP2 shards experts by expert, all else by rows; what balances by a loss depends on the cut, so it is off."""
-    shape = ", ".join(f"{name}: {value}" for name, value in {**SHAPE, **GROUPS[group]}.items()).replace("False", "false")
+    values = {**SHAPE, **GROUPS[group]}
+    shape = ", ".join(f"{name}: {str(value).lower()}" for name, value in values.items())
     objective = {"encoder": "masked", "encoder-decoder": "span"}.get(group, "causal")
     (tmp_path / "pretrain.yaml").write_text(
         f"model: {{{shape}}}\nsequence: 32\nbatch: 256\ntokens: 2560\nmachine: {{number: float32}}\n"

@@ -99,17 +99,22 @@ class Engine:
 
     @property
     def capabilities(self) -> Capabilities:
-        decoder = not self.base.config.both_ways
+        config, tokenizer = self.base.config, self.base.tokenizer
+        writes, blank = not config.both_ways, None
+        if not config.causal:
+            blank = tokenizer.sentinel if writes else tokenizer.mask if config.predicts else None
         return Capabilities(
-            generate=decoder,
-            score=decoder,
+            generate=writes,
+            score=writes or blank is not None,
             features=True,
             embed=True,
             adapters=True,
-            grammar=decoder,
-            chat=decoder and self.base.tokenizer.has_template,
-            train=decoder and self._dtype != "int8",
-            layers=len(self.base.config.layers),
+            grammar=writes,
+            chat=writes and tokenizer.has_template,
+            train=self._dtype != "int8",
+            demonstrations=config.causal,
+            blank=blank,
+            layers=len(config.stacks[0].layers),
         )
 
     @property

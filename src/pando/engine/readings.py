@@ -91,6 +91,54 @@ class Scoring(Job):
         return Scores(self.sums, self.greedy, counts, usage, self.latency())
 
 
+class Filling(Job):
+    """What may stand in the place of an encoder's mask: for each number of tokens, one text with so many masks."""
+
+    def __init__(
+        self, tokens: list[int], place: int, fillings: list[list[int]], adapter: LoraAdapter | None, root: bytes
+    ) -> None:
+        super().__init__(tokens, 0, adapter, root, whole=True)
+        self.place, self.fillings = place, fillings
+        self.sizes = sorted({len(one) for one in fillings})
+        self.sums = [0.0] * len(fillings)
+        self.greedy = [False] * len(fillings)
+
+    @property
+    def room(self) -> int:
+        return len(self.tokens) - 1 + max(self.sizes)
+
+    @property
+    def finished(self) -> bool:
+        return not self.sizes
+
+    def next_row(self, budget: int) -> Row:
+        before, mask, after = self.tokens[: self.place], self.tokens[self.place], self.tokens[self.place + 1 :]
+        tokens = [*before, *[mask] * self.sizes[0], *after]
+        return Row(self, tokens, list(range(len(tokens))), 0, list(range(self.place, self.place + self.sizes[0])))
+
+    def take(self, row: Row, at: int, found: Logits) -> None:
+        size = self.sizes[0]
+        for number, tokens in enumerate(self.fillings):
+            if len(tokens) == size:
+                part = torch.tensor(tokens[at : at + len(found.best)], device=found.best.device)
+                places = torch.arange(len(part), device=part.device)
+                self.sums[number] += float((found.logits[places, part] - found.total).sum())
+                self.greedy[number] = bool((found.best == part).all()) and (at == 0 or self.greedy[number])
+        if at + len(found.best) == size:
+            self.sizes.pop(0)
+            self.first = self.first or time.perf_counter()
+
+    def advance(self, row: Row) -> None:
+        """Nothing is kept."""
+
+    def result(self) -> Scores:
+        """The finished scores."""
+        counts = [len(tokens) for tokens in self.fillings]
+        return Scores(
+            self.sums, self.greedy, counts, Usage(len(self.tokens), 0, sum(counts), self.truncated), self.latency()
+        )
+
+
 class Pooling(Job):
     """Hidden states of one text, pooled. Only tokens outside the pooled part can come from the cache."""
 

@@ -9,7 +9,7 @@ from typing import get_args
 from pando.engine.generation import Generation
 from pando.engine.grammar import Grammars
 from pando.engine.jobs import Source
-from pando.engine.readings import Pooling, Scoring
+from pando.engine.readings import Filling, Pooling, Scoring
 from pando.engine.sampler import Sampler
 from pando.errors import ContextLengthError, RequestError
 from pando.interface import FeatureRequest, GenerateRequest, ScoreRequest
@@ -67,20 +67,41 @@ class RequestCompiler:
             jobs.append(job)
         return jobs
 
-    def scoring(self, request: ScoreRequest, adapter: LoraAdapter | None) -> Scoring:
+    def scoring(self, request: ScoreRequest, adapter: LoraAdapter | None) -> Scoring | Filling:
         """Raises RequestError if nothing can be scored or the context and a continuation do not fit together."""
-        self._needs_decoder("score")
         context = self._ids(request.context, "context")
         if not context:
             raise RequestError("context has no tokens and this tokenizer adds none of its own", "context")
         if not request.continuations or isinstance(request.continuations, str):
             raise RequestError("continuations must be a list of one or more texts", "continuations")
         continuations = self._continuations(request, context)
+        if self._config.both_ways:
+            return self._filling(request, context, continuations, adapter)
         longest = max(map(len, continuations)) - 1  # the last token is only predicted
         if longest >= self._config.context_length:
             raise ContextLengthError(len(context) + longest, self._config.context_length, "continuations")
         context, source, truncated = self._sides(context, longest, request.truncate, "context", adapter, longest)
         job = Scoring(context, continuations, adapter, self._key(adapter), source)
+        job.truncated = truncated
+        return job
+
+    def _filling(
+        self, request: ScoreRequest, context: list[int], fillings: list[list[int]], adapter: LoraAdapter | None
+    ) -> Filling:
+        """Scores of what may stand in the place of an encoder's mask."""
+        text = self._tokenizer.mask
+        mask = None if text is None or not self._config.predicts else self._tokenizer.raw.token_to_id(text)
+        if mask is None:
+            raise RequestError(f"this encoder ({self._config.family}) has no head that predicts, or no mask", "model")
+        if context.count(mask) != 1:
+            raise RequestError(f"an encoder fills in: the context must hold {text} once", "context")
+        longest = max(map(len, fillings)) - 1
+        context, truncated = self._fit(
+            context, self._config.context_length - longest, request.truncate, "context", longest
+        )
+        if mask not in context:
+            raise RequestError(f"{text} does not stand among the last tokens, which truncate='left' keeps", "context")
+        job = Filling(context, context.index(mask), fillings, adapter, self._key(adapter))
         job.truncated = truncated
         return job
 
@@ -154,7 +175,7 @@ class RequestCompiler:
 
     def _continuations(self, request: ScoreRequest, context: list[int]) -> list[list[int]]:
         texts = [c for c in request.continuations if isinstance(c, str)]
-        if isinstance(request.context, str) and self._config.encoder is None:
+        if isinstance(request.context, str):
             found = iter(self._tokenizer.encode_continuations(request.context, context, texts))
         else:
             found = iter(self._tokenizer.encode_batch(texts, add_special=False))

@@ -97,12 +97,14 @@ def _encoder(config: ModelConfig, encoder: ModelConfig) -> dict[str, Any]:
 
 
 def _answers(config: ModelConfig) -> list[str]:
-    return ["features", "embed"] if config.both_ways else ["generate", "score", "features", "embed"]
+    if config.both_ways:
+        return [*(["score"] if config.predicts else []), "features", "embed"]
+    return ["generate", "score", "features", "embed"]
 
 
 def _rungs(config: ModelConfig) -> list[str]:
     if config.both_ways:
-        return ["floor", "probe"]
+        return ["floor", *(["zero"] if config.predicts else []), "probe", "lora"]
     if config.encoder is not None:
         return ["floor", "zero", "probe", "lora"]
     return ["floor", "zero", "few", "knn", "probe", "lora"]

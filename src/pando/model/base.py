@@ -55,7 +55,7 @@ class BaseModel:
         """Its tokenizer and chat template."""
         from pando.model.tokenizer import Tokenizer
 
-        return Tokenizer(self.folder)
+        return Tokenizer(self.folder, reads=not self.config.causal)
 
     @cached_property
     def embedding(self) -> Embedding:

@@ -53,6 +53,17 @@ def plain_chat(messages: Sequence[Message], add_generation_prompt: bool = True) 
     return "\n\n".join([*turns, "Assistant:"] if add_generation_prompt else turns)
 
 
+def bare_chat(messages: Sequence[Message], end: str) -> str:
+    """The form for models with an encoder, which know no turns: what is said, parted by blank lines, and each answer
+    right behind what it answers, up to the token that ends it.
+    """
+    text = ""
+    for message in plain(messages):
+        answer = message["role"] == "assistant"
+        text += f"{message['content']}{end}" if answer else f"\n\n{message['content']}" if text else message["content"]
+    return text
+
+
 def plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """The messages as plain JSON values, so that a template can reach no object of ours.
 

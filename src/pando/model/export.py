@@ -27,7 +27,8 @@ def write_base(folder: Path, model: Transformer, tokenizer_folder: Path, card: C
     at all. `pando adapt`, `pando serve`, transformers and vLLM open it.
 
     Training reads every document after the token that ends documents. A tokenizer that adds nothing of its own is
-    therefore written so that it puts that token (its eos_token) before every text, as its bos_token.
+    therefore written so that it puts that token (its eos_token) before every text, as its bos_token; where an encoder
+    reads, after it, as it ends documents there.
 
     Args:
         folder: takes the place of what is there.
@@ -47,7 +48,7 @@ def write_base(folder: Path, model: Transformer, tokenizer_folder: Path, card: C
         )
     with atomic_dir(folder) as new:
         copy_tokenizer(tokenizer_folder, new)
-        _begin_as_trained(new)
+        _mark_as_trained(new, model.config.causal)
         ids = _token_ids(Tokenizer(new))
         save_model(model, new, ids)
         (new / "generation_config.json").write_text(json.dumps(ids, indent=1), encoding="utf-8")
@@ -84,8 +85,9 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def _begin_as_trained(folder: Path) -> None:
-    """Lets the tokenizer in `folder` begin every text with the token that ends documents, if it adds nothing so far."""
+def _mark_as_trained(folder: Path, before: bool) -> None:
+    """Lets the tokenizer in `folder` put the token that ends documents before or after every text, if it adds nothing
+    so far."""
     path, settings_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
     raw, tokenizer = read_json(path), Tokenizer(folder)
     end = tokenizer.specials.get("eos_token")
@@ -95,11 +97,13 @@ def _begin_as_trained(folder: Path) -> None:
     first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
     raw["post_processor"] = {
         "type": "TemplateProcessing",
-        "single": [mark, first],
-        "pair": [mark, first, second],
+        "single": [mark, first] if before else [first, mark],
+        "pair": [mark, first, second] if before else [first, second, mark],
         "special_tokens": {end: {"id": end, "ids": [tokenizer.raw.token_to_id(end)], "tokens": [end]}},
     }
     path.write_text(json.dumps(raw, ensure_ascii=False), encoding="utf-8")
+    if not before:
+        return
     for one in (settings_path, folder / "special_tokens_map.json"):
         if one.is_file():
             one.write_text(json.dumps(read_json(one) | {"bos_token": end}, indent=1), encoding="utf-8")

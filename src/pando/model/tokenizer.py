@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pando.model.chat import ChatTemplate
 
 _SPECIALS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+MASK, SENTINEL = "<|mask|>", "<|sentinel_{}|>"  # as tokenizers that are trained here have them
+SENTINELS = ("<extra_id_{}>", SENTINEL)  # of T5, and ours
 _WINDOW = 16  # tokens that a stream looks back
 _BROKEN = "\ufffd"  # what bytes that are not (yet) a character decode to
 
@@ -28,12 +30,13 @@ class Tokenizer:
         raw: the `tokenizers.Tokenizer` itself, without padding and truncation.
         eos_ids: tokens that end an answer, from generation_config.json, config.json and tokenizer_config.json.
         bos_id: the beginning-of-text token, if the model has one (whether it is added is the tokenizer's business).
+        reads: an encoder reads what is encoded: what follows a text is another one, and chats have no turns.
 
     Raises:
         BaseModelError: a file is missing or damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, reads: bool = False) -> None:
         path = folder / "tokenizer.json"
         try:
             self.raw = RawTokenizer.from_file(str(path))
@@ -41,7 +44,7 @@ class Tokenizer:
             raise BaseModelError(f"{path} cannot be read as a tokenizer: {error}") from None
         self.raw.no_padding()  # files of trained models may carry the settings of their training
         self.raw.no_truncation()
-        self._folder = folder
+        self._folder, self.reads = folder, reads
         settings = [_optional(folder / name) for name in ("generation_config.json", "config.json")]
         self._settings = _optional(folder / "tokenizer_config.json")
         self.specials = _special_texts(self._settings | _optional(folder / "special_tokens_map.json"))
@@ -74,8 +77,10 @@ class Tokenizer:
         """The tokens that each text adds after `context`, whose own tokens are `context_ids`.
 
         They are those that `context + text` has beyond `context_ids`. Where the two melt into other tokens at the
-        seam (or add none), the text is tokenised alone.
+        seam (or add none), or where the context is another model's to read, the text is tokenised alone.
         """
+        if self.reads:
+            return self.encode_batch(texts, add_special=False)
         ids, start = list(context_ids), len(context_ids)
         wholes = self.encode_batch([context + text for text in texts])
         return [
@@ -101,12 +106,24 @@ class Tokenizer:
             RequestError: these messages are refused.
             BaseModelError: the template is broken or attacks.
         """
-        from pando.model.chat import plain_chat
+        from pando.model.chat import bare_chat, plain_chat
 
+        if self._template is None and self.reads:
+            return bare_chat(messages, self.specials.get("eos_token", ""))
         if self._template is None:
             return plain_chat(messages, add_generation_prompt)
         text = self._template.render(messages, add_generation_prompt)
         return text.removeprefix(self.specials["bos_token"]) if self._adds_bos else text
+
+    @property
+    def mask(self) -> str | None:
+        """The token that stands for what an encoder is to tell, if there is one."""
+        return self._known(self.specials.get("mask_token"), MASK)
+
+    @property
+    def sentinel(self) -> str | None:
+        """The token that stands for the first span that an encoder-decoder is to write, if there is one."""
+        return self._known(*(form.format(0) for form in SENTINELS))
 
     @property
     def template_source(self) -> str | None:
@@ -119,6 +136,10 @@ class Tokenizer:
 
         source = self.template_source
         return None if source is None else ChatTemplate(source, self.specials)
+
+    def _known(self, *tokens: str | None) -> str | None:
+        """The first of these that is a token."""
+        return next((one for one in tokens if one and self.raw.token_to_id(one) is not None), None)
 
     def _id(self, name: str) -> int | None:
         text = self.specials.get(name)

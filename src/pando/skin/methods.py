@@ -59,7 +59,7 @@ class Score:
     """One request: how likely is each label (of a shortlist, where there are many) after the prompt?"""
 
     def ask(self, skin: Skin, model: LanguageModel, inputs: Inputs) -> list[Request]:
-        labels = [reply(model, label, end=skin.scoring.end) for label in _candidates(skin, inputs)]
+        labels = [reply(skin, model, label, end=skin.scoring.end) for label in _candidates(skin, inputs)]
         return [ScoreRequest(context=context(skin, model, inputs), continuations=labels, skin=_adapter(skin))]
 
     def answer(self, skin: Skin, inputs: Inputs, answers: Sequence[Answer]) -> Prediction:

@@ -21,11 +21,15 @@ class Prompt:
         instruction: the task in words.
         inputs: names of the input fields.
         options: whether the labels are listed.
+        blank: stands behind the input for what is asked (an encoder's mask, an encoder-decoder's sentinel).
+        lead: what the base writes before its answer.
     """
 
     instruction: str
     inputs: tuple[str, ...]
     options: bool = False
+    blank: str = ""
+    lead: str = ""
 
 
 @dataclass(frozen=True)

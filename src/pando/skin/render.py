@@ -52,6 +52,8 @@ def render(skin: Skin, inputs: Mapping[str, str]) -> list[Message]:
         turns.append({"role": "assistant", "content": answer_text(shown.output)})
     turns.append({"role": "user", "content": one_text(inputs)})
     turns[0]["content"] = f"{_head(skin)}\n\n{turns[0]['content']}"
+    if skin.prompt.blank:
+        turns[-1]["content"] += f"\n\n{skin.prompt.blank}"
     return turns
 
 
@@ -71,10 +73,10 @@ def input_start(model: Renderer, prompt: str, text: str) -> int:
     return start if start > 0 and prompt.startswith(text, start) else 0
 
 
-def reply(model: Renderer, text: str, *, end: bool) -> str:
+def reply(skin: Skin, model: Renderer, text: str, *, end: bool) -> str:
     """What follows a context when the base answers `text`, up to the end of its turn if `end`."""
     turns = _turns_of(model)
-    return turns.lead + text + (turns.end if end else "")
+    return turns.lead + skin.prompt.lead + text + (turns.end if end else "")
 
 
 def training_example(skin: Skin, example: Input, model: Renderer) -> tuple[str, str]:
@@ -82,7 +84,7 @@ def training_example(skin: Skin, example: Input, model: Renderer) -> tuple[str, 
     from pando.task.rows import Example
 
     assert isinstance(example, Example) and example.output is not None
-    return context(skin, model, example.inputs), reply(model, answer_text(example.output), end=True)
+    return context(skin, model, example.inputs), reply(skin, model, answer_text(example.output), end=True)
 
 
 def _head(skin: Skin) -> str:

@@ -1,11 +1,12 @@
-"""Trains a LoRA adapter on a frozen base with the supervised objective."""
+"""Trains a LoRA adapter on a frozen base, for whatever `pando.train.learning` has."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from pando.model.layers import ExpertProjection, Projection
 from pando.model.lora import LoraConfig, TrainableLora
 from pando.model.transformer import Transformer
 from pando.train.batches import length_buckets
-from pando.train.supervised import SupervisedExample, collate, supervised_loss
+from pando.train.learning import Answering, Learning
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,10 @@ def fastest_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if times[torch.float32] > 1.5 * times[torch.bfloat16] else torch.float32
 
 
-class LoraTrainer:
+E = TypeVar("E", bound=Sized)
+
+
+class LoraTrainer(Generic[E]):
     """One adapter in training. Steps are deterministic for a seed, a machine and a number of threads.
 
     Args:
@@ -92,26 +96,29 @@ class LoraTrainer:
         examples: what to learn.
         settings: rate, steps, batch size.
         seed: of the adapter's first weights and the order of the examples.
+        learning: what they are learnt for; None: to answer (`Answering`).
     """
 
     def __init__(
         self,
         model: Transformer,
         config: LoraConfig,
-        examples: Sequence[SupervisedExample],
+        examples: Sequence[E],
         settings: LoraSettings,
         seed: int,
+        learning: Learning[E] | None = None,
     ) -> None:
         self.adapter = TrainableLora(model, config, seed)
+        self.learning: Learning[E] = learning or cast("Learning[E]", Answering())
         self.settings = settings
         self.step = 0
         self.tokens = 0
         self.losses: list[float] = []
         self._model = model
-        self._device = model.embed.weight.device
         self._examples = examples
         self._order = self._endless(seed)
-        self._optimiser = torch.optim.AdamW(self.adapter.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+        self._trained = [*self.adapter.parameters(), *self.learning.parameters()]
+        self._optimiser = torch.optim.AdamW(self._trained, lr=settings.learning_rate, weight_decay=0.0)
 
     @property
     def done(self) -> bool:
@@ -119,10 +126,10 @@ class LoraTrainer:
         return self.step >= self.settings.steps
 
     def train(self, steps: int) -> Iterator[float]:
-        """Makes up to `steps` steps; yields each one's mean loss in nats a supervised token."""
+        """Makes up to `steps` steps; yields each one's mean loss in nats (a supervised token, or an example)."""
         for _ in range(min(steps, self.settings.steps - self.step)):
             mean = self._accumulate(next(self._order))
-            torch.nn.utils.clip_grad_norm_(self.adapter.parameters(), self.settings.clip)
+            torch.nn.utils.clip_grad_norm_(self._trained, self.settings.clip)
             for group in self._optimiser.param_groups:
                 group["lr"] = self._rate()
             self._optimiser.step()
@@ -132,30 +139,31 @@ class LoraTrainer:
             yield mean
 
     @torch.no_grad()
-    def loss(self, examples: Sequence[SupervisedExample]) -> float:
-        """Mean loss of other examples, in nats a supervised token."""
-        total, count = 0.0, 0
-        for part in self._micro(examples):
-            value, weight = supervised_loss(self._model, collate(part, self._model.config, self._device), self.adapter)
-            total, count = total + float(value), count + weight
-        return total / count
+    def loss(self, examples: Sequence[E]) -> float:
+        """Mean loss of other examples, in nats."""
+        parts = list(self._micro(examples))
+        total = sum(float(self.learning.loss(self._model, part, self.adapter)[0]) for part in parts)
+        return total / sum(map(self.learning.weight, examples))
 
     def _accumulate(self, indices: Sequence[int]) -> float:
-        """Gradients of the mean loss over all supervised tokens of these examples; returns that mean."""
+        """Gradients of the mean loss of these examples; returns that mean."""
         examples = [self._examples[i] for i in indices]
-        weight = sum(len(example.answer) for example in examples)
+        weight = sum(map(self.learning.weight, examples))
         total = 0.0
         for part in self._micro(examples):
-            batch = collate(part, self._model.config, self._device)
-            loss, _ = supervised_loss(self._model, batch, self.adapter)
+            loss, tokens = self.learning.loss(self._model, part, self.adapter)
             (loss / weight).backward()
-            self.tokens += batch.logical_tokens
+            self.tokens += tokens
             total += float(loss.detach())
         return total / weight
 
-    def _micro(self, examples: Sequence[SupervisedExample]) -> Iterator[list[SupervisedExample]]:
-        """Parts of like length that are at most `micro_tokens` when padded (or a single longer example)."""
-        part: list[SupervisedExample] = []
+    def _micro(self, examples: Sequence[E]) -> Iterator[list[E]]:
+        """Parts of like length that are at most `micro_tokens` when padded (or a single longer example); one part where
+        examples are learnt together."""
+        if self.learning.together:
+            yield list(examples)
+            return
+        part: list[E] = []
         for example in sorted(examples, key=len):
             if part and (len(part) + 1) * len(example) > self.settings.micro_tokens:
                 yield part

@@ -26,6 +26,8 @@ class Knn:
 
     def fits(self, task: Task, capabilities: Capabilities) -> str | None:
         """Why it cannot be tried with this task and model, or None."""
+        if not capabilities.demonstrations:
+            return "this model does not learn from rows that are shown to it"
         return Zero().fits(task, capabilities)
 
     def cost(self, task: Task, lab: Lab) -> float:

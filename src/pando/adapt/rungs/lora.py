@@ -1,6 +1,7 @@
 """LoRA on the short prompt: what the instruction and demonstrations tell moves into the weights.
 
-All linear layers, loss on the answer and its end token only. The learning rate follows a rule by the base's width; the
+All linear layers, loss on the answer and its end token only; a base that writes nothing learns to tell labels by a
+linear layer on its hidden states. The learning rate follows a rule by the base's width; the
 rule, a third and three times of it run the first part of the schedule side by side, and the one with the lowest loss
 on select rows goes on. Of the checkpoints along the way, the one with the best select quality ships.
 """
@@ -12,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from pando.adapt.rungs.common import draft
 from pando.adapt.rungs.tokens import call_tokens
@@ -20,7 +21,8 @@ from pando.errors import DataError
 from pando.files import atomic_dir, atomic_write
 from pando.interface import Capabilities
 from pando.skin import Skin
-from pando.skin.parts import Scoring
+from pando.skin.linear import Linear
+from pando.skin.parts import Reading, Scoring
 from pando.skin.render import training_example
 from pando.task.file import Task
 from pando.task.rows import Example
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
     from pando.engine import Engine
     from pando.model.tokenizer import Tokenizer
     from pando.model.transformer import Transformer
+    from pando.train.learning import Learning
     from pando.train.lora import LoraTrainer
-    from pando.train.supervised import SupervisedExample
 
 RANK, ALPHA = 16, 32.0
 BATCH = 16
@@ -55,6 +57,8 @@ class Lora:
         """Why it cannot be tried with this task and model, or None."""
         if not (capabilities.train and capabilities.adapters):
             return "this model's weights cannot be trained here"
+        if task.kind != "classify" and not capabilities.generate:
+            return "this model reads texts and writes none"
         return None
 
     def cost(self, task: Task, lab: Lab) -> float:
@@ -68,19 +72,97 @@ class Lora:
         Raises:
             DataError: too few rows fit the base's context.
         """
-        # Summed log-probabilities, the end of the turn included: what the training loss is made of.
-        bare = draft(task, lab, self.name, scoring=Scoring(per_token=False, end=True))
         engine = cast("Engine", lab.model)
-        rows = _tokenised(bare, lab.train, engine)
+        way = (_Writing if engine.capabilities.generate else _Telling)(task, lab, engine)
+        rows = way.examples(lab.train)
         if len(rows) < MIN_ROWS:
             raise DataError(f"only {len(rows)} training rows fit the base's {engine.context_length} tokens of context")
         folder = lab.workdir(self.name)
         model = _training_model(engine, folder)
-        held_out = _tokenised(bare, lab.select[:RACE_ROWS], engine)
+        held_out = way.examples(lab.select[:RACE_ROWS])
         steps = planned_steps(len(rows))
         with lab.progress(steps + (len(RACE) - 1) * _race_steps(steps), "lora: training") as advance:
-            trainer = _race(model, rows, held_out, steps, task.seed, advance)
-            return [_train(trainer, bare, lab, engine, folder, advance)]
+            trainer = _race(model, way, rows, held_out, steps, task.seed, advance)
+            return [_train(trainer, way, lab, folder, advance)]
+
+
+class _Way(Protocol):
+    """How a base learns a task: what rows become, what they are learnt for, and the skin that comes of it."""
+
+    def examples(self, rows: Sequence[Example]) -> list[Any]:
+        """Rows as token ids, made by the very calls that make requests; those beyond the context are left out."""
+        ...
+
+    def learning(self, model: Transformer) -> Learning[Any]: ...
+    def skin(self, trainer: LoraTrainer[Any], adapter: Path) -> Skin: ...
+
+
+class _Writing:
+    """It writes, or scores, the answer after the prompt."""
+
+    def __init__(self, task: Task, lab: Lab, engine: Engine) -> None:
+        # Summed log-probabilities, the end of the turn included: what the training loss is made of.
+        self._bare = draft(task, lab, Lora.name, scoring=Scoring(per_token=False, end=True))
+        self._engine = engine
+
+    def examples(self, rows: Sequence[Example]) -> list[Any]:
+        """See `_Way`."""
+        from pando.train.supervised import SupervisedExample
+
+        tokenizer: Tokenizer = self._engine.base.tokenizer
+        config = self._engine.base.config
+        found = []
+        for row in rows:
+            prompt, answer = training_example(self._bare, row, self._engine)
+            ids = tokenizer.encode(prompt)
+            (answer_ids,) = tokenizer.encode_continuations(prompt, ids, [answer])
+            read, written = (len(ids), len(answer_ids)) if config.encoder else (0, len(ids) + len(answer_ids))
+            if read <= config.stacks[0].context_length and written <= config.context_length:
+                found.append(SupervisedExample(tuple(ids), tuple(answer_ids)))
+        return found
+
+    def learning(self, model: Transformer) -> Learning[Any]:
+        """See `_Way`."""
+        from pando.train.learning import Answering
+
+        return Answering()
+
+    def skin(self, trainer: LoraTrainer[Any], adapter: Path) -> Skin:
+        """See `_Way`."""
+        return replace(self._bare, adapter=adapter)
+
+
+class _Telling:
+    """A linear layer, learnt with the adapter, tells the label from the hidden states of the input alone."""
+
+    def __init__(self, task: Task, lab: Lab, engine: Engine) -> None:
+        self._pooling = engine.base.embedding.pooling
+        reading = Reading((engine.capabilities.layers,), self._pooling)
+        self._bare = draft(task, lab, Lora.name, method="probe", reading=reading)
+        self._engine = engine
+
+    def examples(self, rows: Sequence[Example]) -> list[Any]:
+        """See `_Way`."""
+        from pando.train.learning import LabelledExample
+
+        number = {label: i for i, label in enumerate(self._bare.labels)}
+        texts = self._engine.base.tokenizer.encode_batch([row.text for row in rows])
+        return [
+            LabelledExample(tuple(tokens), number[str(row.output)])
+            for row, tokens in zip(rows, texts, strict=True)
+            if 0 < len(tokens) <= self._engine.context_length
+        ]
+
+    def learning(self, model: Transformer) -> Learning[Any]:
+        """See `_Way`."""
+        from pando.train.learning import Labelling
+
+        return Labelling(model, len(self._bare.labels), self._pooling)
+
+    def skin(self, trainer: LoraTrainer[Any], adapter: Path) -> Skin:
+        """See `_Way`."""
+        weight, bias = (p.detach().cpu().numpy().copy() for p in trainer.learning.parameters())
+        return replace(self._bare, adapter=adapter, linear=Linear(weight, bias))
 
 
 def planned_steps(rows: int) -> int:
@@ -91,21 +173,6 @@ def planned_steps(rows: int) -> int:
 
 def _race_steps(steps: int) -> int:
     return max(1, round(RACE_SHARE * steps))
-
-
-def _tokenised(bare: Skin, examples: Sequence[Example], engine: Engine) -> list[SupervisedExample]:
-    """Rows as token ids, made by the very calls that make requests; rows beyond the context are left out."""
-    from pando.train.supervised import SupervisedExample
-
-    tokenizer: Tokenizer = engine.base.tokenizer
-    rows = []
-    for example in examples:
-        prompt, answer = training_example(bare, example, engine)
-        ids = tokenizer.encode(prompt)
-        (answer_ids,) = tokenizer.encode_continuations(prompt, ids, [answer])
-        if len(ids) + len(answer_ids) <= engine.context_length:
-            rows.append(SupervisedExample(tuple(ids), tuple(answer_ids)))
-    return rows
 
 
 def _training_model(engine: Engine, folder: Path) -> Transformer:
@@ -124,21 +191,22 @@ def _training_model(engine: Engine, folder: Path) -> Transformer:
 
 def _race(
     model: Transformer,
-    rows: Sequence[SupervisedExample],
-    held_out: Sequence[SupervisedExample],
+    way: _Way,
+    rows: Sequence[Any],
+    held_out: Sequence[Any],
     steps: int,
     seed: int,
     advance: Callable[[int], None],
-) -> LoraTrainer:
+) -> LoraTrainer[Any]:
     """The trainer whose learning rate has the lowest held-out loss after the first part of the schedule."""
     from pando.model.lora import LoraConfig, all_linear
     from pando.train.lora import LoraSettings, LoraTrainer, rule_learning_rate
 
     config = LoraConfig(RANK, ALPHA, all_linear(model))
-    best: tuple[float, LoraTrainer] | None = None
+    best: tuple[float, LoraTrainer[Any]] | None = None
     for factor in RACE:
         rate = rule_learning_rate(model.config.d_model) * factor
-        trainer = LoraTrainer(model, config, rows, LoraSettings(rate, steps, BATCH), seed)
+        trainer = LoraTrainer(model, config, rows, LoraSettings(rate, steps, BATCH), seed, way.learning(model))
         for _ in trainer.train(_race_steps(steps)):
             advance(1)
         loss = trainer.loss(held_out or rows[:RACE_ROWS])
@@ -148,14 +216,7 @@ def _race(
     return best[1]
 
 
-def _train(
-    trainer: LoraTrainer,
-    bare: Skin,
-    lab: Lab,
-    engine: Engine,
-    folder: Path,
-    advance: Callable[[int], None],
-) -> Skin:
+def _train(trainer: LoraTrainer[Any], way: _Way, lab: Lab, folder: Path, advance: Callable[[int], None]) -> Skin:
     """Makes the remaining steps and returns the skin of the checkpoint with the best select quality."""
     total = trainer.settings.steps
     best: tuple[float, Skin] | None = None
@@ -164,7 +225,7 @@ def _train(
         goal = round(total * checkpoint / CHECKPOINTS)
         for _ in trainer.train(goal - trainer.step):
             advance(1)
-        skin = _checkpoint(trainer, bare, engine, folder / f"step-{trainer.step}")
+        skin = _checkpoint(trainer, way, cast("Engine", lab.model), folder / f"step-{trainer.step}")
         quality = lab.evaluate(skin).quality
         if best is None or quality > best[0]:
             best, waited = (quality, skin), 0
@@ -176,9 +237,9 @@ def _train(
     return best[1]
 
 
-def _checkpoint(trainer: LoraTrainer, bare: Skin, engine: Engine, folder: Path) -> Skin:
+def _checkpoint(trainer: LoraTrainer[Any], way: _Way, engine: Engine, folder: Path) -> Skin:
     from pando.model.peft import save_peft
 
     with atomic_dir(folder) as scratch:
         save_peft(scratch, engine.module, trainer.adapter.config, trainer.adapter.tensors(), engine.identity.name)
-    return replace(bare, adapter=folder)
+    return way.skin(trainer, folder)

@@ -90,7 +90,9 @@ def _drafts(task: Task, lab: Lab) -> list[Skin]:
     count = Counter(str(row.output) for row in lab.train)
     plenty = [row for row in lab.train if count[str(row.output)] > 2]  # what is shown is not learnt from
     random = np.random.default_rng(lab.seed)
-    for shots in shots_that_fit(bare, lab, SHOTS)[:1] if plenty else []:
+    if not (plenty and lab.model.capabilities.demonstrations):
+        return drafts
+    for shots in shots_that_fit(bare, lab, SHOTS)[:1]:
         for _ in range(DRAWS):
             shown = tuple(map(demonstration, draw(plenty, shots, random, task)))
             drafts.append(replace(bare, reading=prompted, demonstrations=shown))

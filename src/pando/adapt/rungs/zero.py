@@ -16,6 +16,7 @@ from pando.task.file import Task
 
 if TYPE_CHECKING:
     from pando.adapt.lab import Lab
+    from pando.skin.parts import Prompt
 
 
 class Zero:
@@ -34,14 +35,25 @@ class Zero:
         return call_tokens(task, lab) * 3 * len(lab.select)
 
     def propose(self, task: Task, lab: Lab) -> list[Skin]:
-        """classify: with the labels listed or not, whichever makes select rows' labels likelier."""
+        """classify: with the labels listed or not, and with a blank for the answer where the base knows one, whichever
+        makes select rows' labels likelier."""
         bare = draft(task, lab, self.name)
         if task.kind != "classify":
             return [bare]
         bare = replace(bare, retrieval=shortlist(lab))
-        drafts = [bare]
+        prompts = _prompts(bare.prompt, lab.model.capabilities)
         if len(lab.labels) <= MANY_LABELS:
-            drafts.append(replace(bare, prompt=replace(bare.prompt, options=True)))
+            prompts += [replace(prompt, options=True) for prompt in prompts]
+        drafts = [replace(bare, prompt=prompt) for prompt in prompts]
         found = [calibrate(d, lab.evaluate(d), lab.select, content_free(d, lab)) for d in drafts]
         order = sorted(range(len(drafts)), key=lambda i: -found[i].likelihood)
         return [replace(drafts[i], scoring=found[i].scoring) for i in order]
+
+
+def _prompts(prompt: Prompt, capabilities: Capabilities) -> list[Prompt]:
+    """The ways to ask: for what comes after the input, by a base that writes; and for what fills a blank behind it."""
+    found = [prompt] if capabilities.generate else []
+    blank = capabilities.blank
+    if blank is not None:
+        found.append(replace(prompt, blank=blank, lead=f"{blank} " if capabilities.generate else ""))
+    return found

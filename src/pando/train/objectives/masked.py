@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from pando.errors import PandoError
 from pando.model.spelling import Spelling
+from pando.model.tokenizer import MASK
 from pando.train.example import IGNORE, Example
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-MASK = "<|mask|>"
 _HIDDEN, _RANDOM = 0.8, 0.1  # of the chosen tokens; the others stay as they are
 
 

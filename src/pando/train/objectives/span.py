@@ -1,7 +1,7 @@
 """The span objective: spans of tokens are cut out and written down after the rest (T5, arXiv 1910.10683, part 3.1.4).
 
-An encoder-decoder would read the rest and write the spans. Here one stack does both, as a prefix language model: what
-is read sees itself both ways, what is written sees all that was read and its own past.
+An encoder-decoder reads the rest and writes the spans. Where one stack does both, it does so as a prefix language
+model: what is read sees itself both ways, what is written sees all that was read and its own past.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pando.errors import PandoError
+from pando.model.tokenizer import SENTINEL
 from pando.train.example import IGNORE, Example
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-SENTINEL = "<|sentinel_{}|>"
 _MOST = 1000
 
 
