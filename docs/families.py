@@ -44,6 +44,8 @@ TAIL = """
   transformers; scores of continuations that share a context within 1e-3 nats;
 - losses of packed documents, and of rows that share a prefix, are those of each alone;
 - adapters on every projection, the experts' own included, give the logits that PEFT gives from the same files;
+- encoder-decoders (`tests/model/test_seq2seq.py`): the same, with inputs of different lengths in one batch that the
+  encoder reads once each, adapters in both stacks and between them, packed pairs of inputs and answers;
 - encoders (`tests/model/test_encoders.py`): logits for masked tokens and gradients, files both ways, vectors of texts
   of different lengths in one batch, losses of packed documents, adapters;
 - GGUF files (`tests/model/test_gguf_families.py`): written as llama.cpp's converter does, read back as the model, and
@@ -60,6 +62,7 @@ def page() -> str:
     from pando.model.families import _MODULES, family
     from tests.model.test_encoders import ENCODERS
     from tests.model.test_families import CASES
+    from tests.model.test_seq2seq import PAIRS
 
     rows, shapes = [], []
     for kind, module in sorted(_MODULES.items()):
@@ -76,7 +79,7 @@ def page() -> str:
         form = "-" if gguf is None else gguf.architecture + (" (in)" if gguf.metadata is None else " (in, out)")
         cells = (f"`{kind}`", f"{found['who']}: {found['what']}", _linked(found["papers"]), found["rest"])
         rows.append("| " + " | ".join((*cells, form)) + " |\n")
-        names = [name for name, (of, _) in (CASES | ENCODERS).items() if of == kind]
+        names = [name for name, (of, _) in (CASES | ENCODERS | PAIRS).items() if of == kind]
         shapes.append(f"| `{kind}` | {'; '.join(names)} |\n")
     return HEAD + "".join(rows) + TAIL + "".join(shapes)
 

@@ -67,6 +67,26 @@ GEMMA2 = {
     "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 4096, "attn_logit_softcapping": 50.0,
     "final_logit_softcapping": 30.0, "max_position_embeddings": 8192,
 }  # fmt: skip
+FLAN_T5 = {
+    "model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "d_ff": 5120, "d_kv": 64, "d_model": 2048,
+    "decoder_start_token_id": 0, "dropout_rate": 0.1, "eos_token_id": 1, "feed_forward_proj": "gated-gelu",
+    "initializer_factor": 1.0, "is_encoder_decoder": True, "layer_norm_epsilon": 1e-06, "n_positions": 512,
+    "num_decoder_layers": 24, "num_heads": 32, "num_layers": 24, "output_past": True, "pad_token_id": 0,
+    "relative_attention_max_distance": 128, "relative_attention_num_buckets": 32, "tie_word_embeddings": False,
+    "transformers_version": "4.23.1", "use_cache": True, "vocab_size": 32128, "torch_dtype": "float32",
+    "task_specific_params": {"summarization": {"prefix": "summarize: "}},
+}  # fmt: skip
+BART = {
+    "model_type": "bart", "architectures": ["BartModel"], "activation_dropout": 0.1, "activation_function": "gelu",
+    "add_bias_logits": False, "add_final_layer_norm": False, "attention_dropout": 0.1, "bos_token_id": 0,
+    "classif_dropout": 0.1, "classifier_dropout": 0.0, "d_model": 768, "decoder_attention_heads": 12,
+    "decoder_ffn_dim": 3072, "decoder_layerdrop": 0.0, "decoder_layers": 6, "decoder_start_token_id": 2,
+    "dropout": 0.1, "early_stopping": True, "encoder_attention_heads": 12, "encoder_ffn_dim": 3072,
+    "encoder_layerdrop": 0.0, "encoder_layers": 6, "eos_token_id": 2, "forced_eos_token_id": 2,
+    "forced_bos_token_id": 0, "gradient_checkpointing": False, "init_std": 0.02, "is_encoder_decoder": True,
+    "max_position_embeddings": 1024, "no_repeat_ngram_size": 3, "normalize_before": False, "normalize_embedding": True,
+    "num_beams": 4, "num_hidden_layers": 6, "pad_token_id": 1, "scale_embedding": False, "vocab_size": 50265,
+}  # fmt: skip
 # total and active parameters in billions, as their cards and papers state them (some round, some cut off)
 CARDS: dict[str, tuple[dict[str, Any], str, str]] = {
     "Mixtral-8x7B": (
@@ -84,6 +104,14 @@ CARDS: dict[str, tuple[dict[str, Any], str, str]] = {
     "SmolLM3-3B": (hf("smollm3", 2048, 11008, 36, 16, 4, 128256, tie_word_embeddings=True), "3.08", "3.08"),
     "pythia-1b": (PYTHIA, "1.01", "1.01"),
     "gpt2": (GPT2, "0.124", "0.124"),
+    "flan-t5-xl": (FLAN_T5, "2.85", "2.85"),
+    "t5-small": (
+        FLAN_T5
+        | {"d_model": 512, "d_ff": 2048, "num_heads": 8, "num_layers": 6, "num_decoder_layers": 6}
+        | {"feed_forward_proj": "relu", "tie_word_embeddings": True},
+        "0.0605", "0.0605",
+    ),
+    "bart-base": (BART, "0.139", "0.139"),
 }  # fmt: skip
 
 

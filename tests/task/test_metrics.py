@@ -32,9 +32,8 @@ def metric(name: str) -> Metric:
 
 
 def make_task(kind: str, name: str) -> Task:
-    return Task(
-        name="t", kind=kind, instruction="Do.", data="rows.jsonl", fields={"input": "i", "output": "o"}, metric=name
-    )
+    data = {"file": "rows.jsonl"} | ({"corpus": "corpus.jsonl"} if kind == "retrieve" else {})
+    return Task(name="t", kind=kind, instruction="Do.", data=data, fields={"input": "i", "output": "o"}, metric=name)
 
 
 def examples(outputs: Sequence[Any]) -> list[Example]:
@@ -85,6 +84,8 @@ def test_rouge_l_is_rouge_scores(pairs: list[tuple[str, str]]) -> None:
 
 
 def outputs_for(name: str) -> st.SearchStrategy[Any]:
+    if "@" in name:
+        return st.dictionaries(st.sampled_from("xyz"), st.integers(1, 3), min_size=1)
     if name in ("accuracy", "macro_f1"):
         return LABELS
     return FIELDS if name == "field_f1" else WORDS
@@ -109,6 +110,8 @@ def test_resamples_are_what_rescoring_gives(name: str, data: st.DataObject) -> N
 @pytest.mark.parametrize("name", sorted({name for names in METRICS.values() for name in names}))
 def test_right_is_one_and_no_answer_is_wrong(name: str) -> None:
     outputs: list[Any] = [{"x": "1"}, {}, {"y": [1, 2]}] if name == "field_f1" else ["the cat sat on it", "b", "c d"]
+    if "@" in name:
+        outputs = [{"d1": 1}, {"d2": 2, "d1": 1}, {"d3": 0.5}]
     if name in ("accuracy", "macro_f1"):
         outputs = ["a", "b", "b"]
     m = metric(name)

@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 
 from pando.adapt.scorer import Evaluation
+from pando.evaluate.sample import Sample
+from pando.evaluate.statistics import interval
 from pando.skin import Prediction
-from pando.task.metrics import field_pairs
+from pando.task.file import METRICS, Task
+from pando.task.metrics import field_pairs, load_metric
 from pando.task.rows import Example
+from pando.task.splits import groups_of
 
 BINS = 10
 POINTS = 50
@@ -63,6 +67,18 @@ def confusion(found: Evaluation, examples: Sequence[Example]) -> dict[str, Any]:
     columns = labels + ([NONE] if any(answer == NONE for _, answer in pairs) else [])
     matrix = [[pairs[truth, answer] for answer in columns] for truth in labels]
     return {"labels": labels, "columns": columns, "matrix": matrix}
+
+
+def other_metrics(task: Task, found: Evaluation, examples: Sequence[Example]) -> list[dict[str, Any]]:
+    """What the other built-in metrics of a retrieve task say of the same rankings, with their intervals."""
+    told = []
+    for name in METRICS[task.kind]:
+        if name != task.metric:
+            metric = load_metric(task.model_copy(update={"metric": name}))
+            items = metric.items([prediction.value for prediction in found.predictions], examples)
+            sample = Sample(items, metric, groups_of(examples), task.seed)
+            told.append({"metric": name, **interval(sample).as_dict()})
+    return told
 
 
 def field_errors(found: Evaluation, examples: Sequence[Example]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ from pando.interface import LanguageModel, Usage
 from pando.ledger import Kind, Ledger
 from pando.settings import load_settings
 from pando.skin import Skin
+from pando.task.documents import Documents, read_documents
 from pando.task.file import Task
 from pando.task.metrics import Metric
 from pando.task.rows import Example
@@ -69,6 +71,11 @@ class Lab:
     def progress(self, total: float | None, label: str) -> AbstractContextManager[Callable[..., None]]:
         """Shows how far a loop is; yields `advance(n=1)`."""
         return progress(total, label)
+
+    @cached_property
+    def documents(self) -> Documents:
+        """What a retrieve task searches."""
+        return read_documents(self.task)
 
     @property
     def billed(self) -> float:

@@ -138,6 +138,8 @@ def _details(
         details["confusion"] = findings.confusion(found, rows)
     elif task.kind == "extract":
         details["field_errors"] = findings.field_errors(found, rows)
+    elif task.kind == "retrieve":
+        details["also"] = findings.other_metrics(task, found, rows)
     return details
 
 

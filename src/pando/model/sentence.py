@@ -27,11 +27,16 @@ class Embedding:
         pooling: the mean of the last hidden states, that of the first token, or of the last one.
         max_tokens: what the encoder was trained for, or None.
         prompt: stands before every text.
+        query, document: stand before a query and before what is searched.
+        known: whether the base's files say all this.
     """
 
     pooling: Literal["mean", "first", "last"] = "mean"
     max_tokens: int | None = None
     prompt: str = ""
+    query: str = ""
+    document: str = ""
+    known: bool = False
 
 
 def read_embedding(folder: Path) -> Embedding:
@@ -55,7 +60,12 @@ def read_embedding(folder: Path) -> Embedding:
     size = _json(folder / "sentence_bert_config.json", dict).get("max_seq_length")
     more = _json(folder / "config_sentence_transformers.json", dict)
     prompts, default = more.get("prompts") or {}, more.get("default_prompt_name")
-    return Embedding(pooling, size if type(size) is int else None, prompts.get(default, "") if default else "")
+    usual = prompts.get(default, "") if default else ""
+    query, document = (
+        next((prompts[name] for name in names if name in prompts), usual)
+        for names in (("query",), ("document", "passage"))
+    )
+    return Embedding(pooling, size if type(size) is int else None, usual, query, document, known=True)
 
 
 def _json(path: Path, kind: type) -> Any:

@@ -88,6 +88,12 @@ class Tokenizer:
             for whole, text in zip(wholes, texts, strict=True)
         ]
 
+    def cut(self, ids: Sequence[int], most: int) -> list[int]:
+        """The head of what `encode` gave, at most so many tokens; what the tokenizer adds at the end of texts stays."""
+        if len(ids) <= most:
+            return list(ids)
+        return [*ids[: max(0, most - len(self._tail))], *self._tail]
+
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """Where each token of `encode(text)` begins and ends in `text`, in characters; (0, 0) for added specials."""
         found: list[tuple[int, int]] = self.raw.encode(text).offsets
@@ -129,6 +135,13 @@ class Tokenizer:
     def template_source(self) -> str | None:
         """The text of the chat template, if the model brings one."""
         return _template_source(self._folder / "chat_template.jinja", self._settings)
+
+    @cached_property
+    def _tail(self) -> list[int]:
+        """What the tokenizer adds at the end of every text."""
+        bare, whole = self.encode("a", add_special=False), self.encode("a")
+        place = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), len(whole))
+        return whole[place + len(bare) :]
 
     @cached_property
     def _template(self) -> ChatTemplate | None:

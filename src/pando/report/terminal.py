@@ -81,6 +81,9 @@ def _decision(report: Mapping[str, Any]) -> Text:
         text.append(f"; opened {times(test['openings'])}\n")
         if test["openings"] > 1:
             text.append("          each further look at these rows makes their number less sure\n", "yellow")
+    if report.get("also"):
+        text.append("Also      ", "bold")
+        text.append("; ".join(f"{one['metric']} {words.measured(one)}" for one in report["also"]) + "\n")
     if report.get("abstain"):
         text.append("Abstains  ", "bold")
         text.append(f"{abstaining(report['abstain'])}\n")

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import Response
 
-from pando.serve import chat, classify, completions, embeddings, errors
+from pando.serve import chat, classify, completions, embeddings, errors, rerank
 from pando.serve.errors import to_json
 from pando.serve.registry import Served
 from pando.serve.security import Gate
@@ -24,7 +24,7 @@ def create_app(service: Service, *, keys: Sequence[str] = (), host: str = "127.0
     app = FastAPI(title="Pando", docs_url=None, redoc_url=None, telemetry=silent)
     app.state.service = service
     errors.install(app)
-    for part in (router, chat.router, completions.router, embeddings.router, classify.router):
+    for part in (router, chat.router, completions.router, embeddings.router, classify.router, rerank.router):
         app.include_router(part)
     app.add_middleware(Gate, keys=keys, host=host, refusal=service.refusal)
     return app

@@ -1,9 +1,12 @@
-"""POST /v1/embeddings: a text's vector as the base makes it, unit length. On a skin only its adapter applies."""
+"""POST /v1/embeddings: a text's vector, unit length, as the base makes it or as a skin that searches reads it. On any
+other skin only its adapter applies.
+"""
 
 from __future__ import annotations
 
 import base64
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -14,8 +17,10 @@ from pando.serve.errors import ApiError
 from pando.serve.respond import respond
 from pando.serve.spelled import usage
 from pando.serve.wire import EmbeddingBody
+from pando.skin.search import unit
 
 router = APIRouter()
+Side = Literal["query", "document"]
 
 
 @router.post("/v1/embeddings", response_model=None)
@@ -23,14 +28,7 @@ async def embeddings(body: EmbeddingBody, request: Request) -> Response:
     """Embeds texts or token ids, as numbers or as base64 of float32 (little endian)."""
 
     async def answering(call: Call) -> dict[str, Any]:
-        if not call.served.model.capabilities.features:
-            raise ApiError(400, f"{body.model} cannot embed texts", param="model", code="unsupported_model")
-        adapter = call.served.adapter
-        requests = [
-            FeatureRequest(text=text, pooling="own", skin=adapter, truncate=body.truncate) for text in body.input
-        ]
-        found = await call.ask(requests)
-        vectors = await call.locally(_vectors, found)
+        vectors = await embed(call, body.input, [body.input_type] * len(body.input), body.truncate)
         data = [
             {"object": "embedding", "index": index, "embedding": _encoded(vector, body.encoding_format)}
             for index, vector in enumerate(vectors)
@@ -42,11 +40,43 @@ async def embeddings(body: EmbeddingBody, request: Request) -> Response:
     return respond(request, body.model, "embd", answering)
 
 
-def _vectors(found: list[Any]) -> Any:
+async def embed(
+    call: Call,
+    texts: Sequence[str | Sequence[int]],
+    sides: Sequence[Side | None],
+    truncate: Literal["error", "left"],
+) -> Any:
+    """Vectors float32 [n, d] of unit length. A `side` puts the prompt of queries or of documents before a text.
+
+    Raises:
+        ApiError: the model shows no hidden states.
+    """
+    if not call.served.model.capabilities.features:
+        raise ApiError(400, f"{call.served.name} cannot embed texts", param="model", code="unsupported_model")
+    skin, adapter = call.served.skin, call.served.adapter
+    if skin is None or skin.method != "search" or skin.reading is None:
+        requests = [FeatureRequest(text=text, pooling="own", skin=adapter, truncate=truncate) for text in texts]
+        return await call.locally(_vectors, await call.ask(requests), None)
+    reading, how = skin.reading, skin.searching
+    assert how is not None and skin.documents is not None
+    prompts = {"query": how.query_prompt, "document": how.document_prompt, None: ""}
+    requests = [
+        FeatureRequest(
+            text=prompts[side] + text if isinstance(text, str) else text,
+            layers=reading.layers,
+            pooling=reading.pooling,
+            skin=adapter,
+            truncate=truncate,
+        )
+        for text, side in zip(texts, sides, strict=True)
+    ]
+    return await call.locally(_vectors, await call.ask(requests), skin.documents.mean)
+
+
+def _vectors(found: list[Any], mean: Any) -> Any:
     import numpy as np
 
-    vectors = np.stack([features.vectors[0] for features in found if isinstance(features, Features)])
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return unit(np.stack([features.vectors[0] for features in found if isinstance(features, Features)]), mean)
 
 
 def _encoded(vector: Any, encoding: str) -> Any:

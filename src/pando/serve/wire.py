@@ -302,7 +302,27 @@ class EmbeddingBody(Body):
     model: Text
     input: Annotated[list[str] | list[list[int]], BeforeValidator(_inputs), Field(max_length=MAX_INPUTS)]
     encoding_format: Literal["float", "base64"] = "float"
+    input_type: Literal["query", "document"] | None = None
     truncate: Literal["error", "left"] = "error"
+
+
+def _documents(value: Any) -> Any:
+    found = [one.get("text") if isinstance(one, dict) else one for one in value] if isinstance(value, list) else []
+    if not found or not all(isinstance(one, str) for one in found):
+        raise _error("must be a list of texts, or of objects with a text, at least one")
+    return found
+
+
+class RerankBody(Body):
+    """POST /v1/rerank"""
+
+    harmless: ClassVar[set[str]] = {"user"}
+    model: Text
+    query: Text
+    documents: Annotated[list[str], BeforeValidator(_documents), Field(max_length=MAX_INPUTS)]
+    top_n: Annotated[int, Field(ge=1)] | None = None
+    return_documents: bool = False
+    truncate: Literal["error", "left"] = "left"
 
 
 def _texts(value: Any) -> Any:

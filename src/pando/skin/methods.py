@@ -1,4 +1,4 @@
-"""The four ways in which a skin answers: what each asks of the base, and how it reads the answers."""
+"""The ways in which a skin answers: what each asks of the base, and how it reads the answers."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from pando.skin.linear import softmax
 from pando.skin.parts import MethodName
 from pando.skin.prediction import Prediction, spent
 from pando.skin.render import context, input_start, render, reply
+from pando.skin.search import ranked
 from pando.task.rows import Output, one_text
 
 if TYPE_CHECKING:
@@ -112,7 +113,32 @@ class Probe:
         return _classified(skin.labels, skin.linear.probabilities(features.vectors.reshape(1, -1))[0], answers)
 
 
-METHODS: dict[MethodName, Method] = {"floor": Floor(), "score": Score(), "generate": Generate(), "probe": Probe()}
+class Search:
+    """At most one request: the query's vector, where documents are searched by vectors."""
+
+    def ask(self, skin: Skin, model: LanguageModel, inputs: Inputs) -> list[Request]:
+        how, reading = skin.searching, skin.reading
+        assert how is not None
+        if reading is None:
+            return []
+        text = how.query_prompt + one_text(inputs)
+        return [FeatureRequest(text=text, layers=reading.layers, pooling=reading.pooling, skin=_adapter(skin))]
+
+    def answer(self, skin: Skin, inputs: Inputs, answers: Sequence[Answer]) -> Prediction:
+        assert skin.searching is not None and skin.documents is not None
+        vector = next((found.vectors[0] for found in answers if isinstance(found, Features)), None)
+        usage, latency = spent(answers)
+        found = ranked(skin.documents, skin.searching, one_text(inputs), vector)
+        return Prediction(found, None, None, usage, latency)
+
+
+METHODS: dict[MethodName, Method] = {
+    "floor": Floor(),
+    "score": Score(),
+    "generate": Generate(),
+    "probe": Probe(),
+    "search": Search(),
+}
 
 
 def feature_request(skin: Skin, model: LanguageModel, inputs: Inputs) -> FeatureRequest:

@@ -9,7 +9,7 @@ from typing import Literal
 from pando.interface import Pooling
 from pando.task.rows import Output
 
-MethodName = Literal["floor", "score", "generate", "probe"]
+MethodName = Literal["floor", "score", "generate", "probe", "search"]
 Baseline = Literal["majority", "tfidf", "constant", "copy", "lead"]
 
 

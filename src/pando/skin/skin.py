@@ -19,6 +19,7 @@ from pando.skin.linear import Linear
 from pando.skin.parts import Baseline, Decoding, Demonstration, MethodName, Prompt, Reading, Scoring
 from pando.skin.prediction import Prediction
 from pando.skin.retrieval import Retrieval
+from pando.skin.search import Documents, Searching
 from pando.skin.tfidf import TfIdf
 from pando.task.file import Kind
 from pando.task.rows import Example, Output, row_inputs
@@ -38,14 +39,17 @@ class Skin:
         name: what it is served as.
         kind: of the task.
         rung: which rung made it.
-        method: "floor" asks no model, "score" compares labels, "generate" writes, "probe" reads hidden states.
+        method: "floor" asks no model, "score" compares labels, "generate" writes, "probe" reads hidden states,
+            "search" ranks documents.
         prompt: instruction and input fields.
         base: the base that it was made on; None for floors.
         labels: of kind classify, sorted.
         demonstrations: shown to the base before each input.
         retrieval: training rows to pick demonstrations from or to shortlist labels with.
         grammar: JSON Schema that a generated answer follows.
-        scoring, decoding, reading: settings of the methods "score", "generate" and "probe".
+        scoring, decoding, reading, searching: settings of the methods "score", "generate", "probe" (and of vectors that
+            are searched) and "search".
+        documents: what is searched.
         baseline: which floor.
         constant: the answer of the floor "constant".
         words: vectoriser of the floor "tfidf".
@@ -70,6 +74,8 @@ class Skin:
     scoring: Scoring = field(default_factory=Scoring)
     decoding: Decoding = field(default_factory=Decoding)
     reading: Reading | None = None
+    searching: Searching | None = None
+    documents: Documents | None = None
     baseline: Baseline | None = None
     constant: Output | None = None
     words: TfIdf | None = None

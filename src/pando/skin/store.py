@@ -1,8 +1,9 @@
 """A skin on disk: a folder of open formats that is written whole or not at all, and checked when it is read.
 
 skin.yaml                     all that a person would want to read
-weights.safetensors           classifier, vectors (floors, probes, retrieval)
-vocabulary.json               words and runs of characters of the TF-IDF vectors
+weights.safetensors           classifier, vectors (floors, probes, retrieval, documents)
+vocabulary.json               words and runs of characters of the TF-IDF vectors, words of BM25
+documents.json                ids of the documents that are searched
 rows.jsonl                    training rows, where demonstrations are picked from them
 adapter_config.json, adapter_model.safetensors    a PEFT adapter
 """
@@ -26,6 +27,7 @@ from pando.skin.bases import checked
 from pando.skin.linear import Linear
 from pando.skin.parts import Decoding, Demonstration, Prompt, Reading, Scoring
 from pando.skin.retrieval import Retrieval
+from pando.skin.search import Bm25, Documents, Searching
 from pando.skin.tfidf import TfIdf
 
 if TYPE_CHECKING:
@@ -36,9 +38,22 @@ CARD = "skin.yaml"
 WEIGHTS = "weights.safetensors"
 VOCABULARY = "vocabulary.json"
 ROWS = "rows.jsonl"
+DOCUMENTS = "documents.json"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _BREAKS = re.compile("[\r\x85\u2028\u2029]")
-_SECTIONS: dict[str, Any] = {"prompt": Prompt, "scoring": Scoring, "decoding": Decoding, "reading": Reading}
+_SECTIONS: dict[str, Any] = {
+    "prompt": Prompt,
+    "scoring": Scoring,
+    "decoding": Decoding,
+    "reading": Reading,
+    "searching": Searching,
+}
+_SETTINGS: dict[str, tuple[str, ...]] = {
+    "score": ("scoring",),
+    "generate": ("decoding",),
+    "probe": ("reading",),
+    "search": ("reading", "searching"),
+}
 _PLAIN = ("name", "kind", "rung", "method", "labels", "grammar", "baseline", "constant", "abstain", "card")
 
 
@@ -100,9 +115,9 @@ def described(skin: Skin) -> tuple[dict[str, Any], dict[str, bytes]]:
     """What is written: the record of `skin.yaml`, and the other files (an adapter's not)."""
     record: dict[str, Any] = {name: _plain(getattr(skin, name)) for name in _PLAIN[:4]}
     record["base"] = asdict(skin.base) if skin.base else None
-    used = {"score": "scoring", "generate": "decoding", "probe": "reading"}.get(skin.method)
-    for name in ("prompt", *([used] if used else [])):
-        record[name] = _plain(asdict(getattr(skin, name)))
+    for name in ("prompt", *_SETTINGS.get(skin.method, ())):
+        if getattr(skin, name) is not None:
+            record[name] = _plain(asdict(getattr(skin, name)))
     record |= {name: _plain(getattr(skin, name)) for name in _PLAIN[4:]}
     record["demonstrations"] = [_shown(d) for d in skin.demonstrations]
     arrays: dict[str, np.ndarray] = {}
@@ -117,7 +132,9 @@ def described(skin: Skin) -> tuple[dict[str, Any], dict[str, bytes]]:
         record["retrieval"] = {"rows": found.vectors.shape[0], "shots": found.shots, "shortlist": found.shortlist}
         arrays |= {f"rows.{part}": getattr(found.vectors, part) for part in ("data", "indices", "indptr")}
         arrays["rows.labels"] = found.labels
-    files = {}
+    files: dict[str, bytes] = {}
+    if skin.documents is not None:
+        _describe_documents(skin.documents, arrays, files)
     if words is not None:
         arrays["idf"] = words.idf
         files[VOCABULARY] = _json({"words": words.words, "characters": words.characters})
@@ -131,6 +148,17 @@ def described(skin: Skin) -> tuple[dict[str, Any], dict[str, bytes]]:
     if skin.constant is None:
         absent.append("constant")
     return {name: value for name, value in record.items() if name not in absent}, files
+
+
+def _describe_documents(documents: Documents, arrays: dict[str, np.ndarray], files: dict[str, bytes]) -> None:
+    files[DOCUMENTS] = _json(documents.ids)
+    if documents.vectors is not None:
+        arrays["documents.vectors"] = documents.vectors
+    if documents.mean is not None:
+        arrays["documents.mean"] = documents.mean
+    if documents.words is not None:
+        arrays |= {f"bm25.{part}": getattr(documents.words, part) for part in ("data", "indices", "indptr")}
+        files[VOCABULARY] = _json({"bm25": documents.words.words})
 
 
 def _place(folder: Path) -> Path | None:
@@ -169,7 +197,7 @@ def _no_skin(folder: Path) -> str:
 def _verified(folder: Path, record: Mapping[str, Any]) -> dict[str, bytes]:
     """The other files' bytes (adapters are only checked), which are those that were written."""
     hashes = record.get("files") or {}
-    known = {WEIGHTS, VOCABULARY, ROWS, *ADAPTER}
+    known = {WEIGHTS, VOCABULARY, ROWS, DOCUMENTS, *ADAPTER}
     if not isinstance(hashes, dict) or not set(hashes) <= known:
         raise _damaged(folder / CARD, "its list of files is none")
     found = {}
@@ -194,9 +222,8 @@ def _build(record: Mapping[str, Any], files: Mapping[str, bytes], folder: Path) 
         from safetensors.numpy import load as unpack
 
         arrays = unpack(files[WEIGHTS])
-    words = None
-    if VOCABULARY in files:
-        terms = json.loads(files[VOCABULARY])
+    words, terms = None, json.loads(files.get(VOCABULARY, b"{}"))
+    if "characters" in terms:
         words = TfIdf(tuple(terms["words"]), tuple(terms["characters"]), arrays["idf"])
     retrieval = _retrieval(record["retrieval"], arrays, words, files) if "retrieval" in record else None
     linear = None
@@ -212,6 +239,7 @@ def _build(record: Mapping[str, Any], files: Mapping[str, bytes], folder: Path) 
         retrieval=retrieval,
         words=None if retrieval else words,
         linear=linear,
+        documents=_documents(arrays, terms, files) if DOCUMENTS in files else None,
         adapter=folder if ADAPTER[0] in record.get("files", {}) else None,
     )
 
@@ -228,6 +256,15 @@ def _retrieval(
     if ROWS in files:
         rows = tuple(Demonstration(**json.loads(line)) for line in files[ROWS].splitlines())
     return Retrieval(words, vectors, arrays["rows.labels"], rows, record["shots"], record["shortlist"])
+
+
+def _documents(arrays: Mapping[str, np.ndarray], terms: Mapping[str, Any], files: Mapping[str, bytes]) -> Documents:
+    ids = tuple(json.loads(files[DOCUMENTS]))
+    words = None
+    if "bm25" in terms:
+        data, indices, indptr = (arrays[f"bm25.{part}"] for part in ("data", "indices", "indptr"))
+        words = Bm25(tuple(terms["bm25"]), data, indices, indptr, len(ids))
+    return Documents(ids, words, arrays.get("documents.vectors"), arrays.get("documents.mean"))
 
 
 def _section(kind: Any, values: Mapping[str, Any]) -> Any:

@@ -23,14 +23,21 @@ from pando.errors import TaskError
 from pando.files import content_hash
 from pando.yamlfile import read_yaml
 
-Kind = Literal["classify", "extract", "generate"]
-RungName = Literal["floor", "zero", "few", "knn", "probe", "lora"]
+Kind = Literal["classify", "extract", "generate", "retrieve"]
+RungName = Literal["floor", "zero", "few", "knn", "probe", "embed", "hybrid", "lora"]
 
-RUNGS: tuple[RungName, ...] = ("floor", "zero", "few", "knn", "probe", "lora")
+RUNGS: tuple[RungName, ...] = ("floor", "zero", "few", "knn", "probe", "embed", "hybrid", "lora")
+KIND_RUNGS: dict[str, tuple[RungName, ...]] = {  # kind -> the rungs that fit it
+    "classify": ("floor", "zero", "few", "knn", "probe", "lora"),
+    "extract": ("floor", "zero", "few", "knn", "lora"),
+    "generate": ("floor", "zero", "few", "knn", "lora"),
+    "retrieve": ("floor", "embed", "hybrid", "lora"),
+}
 METRICS: dict[str, tuple[str, ...]] = {  # kind -> the metrics that fit it, the default first
     "classify": ("accuracy", "macro_f1", "exact_match"),
     "extract": ("field_f1", "exact_match"),
     "generate": ("rouge_l", "chrf", "bleu", "exact_match"),
+    "retrieve": ("ndcg@10", "recall@10", "recall@100", "mrr@10"),
 }
 _CONFIG = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 _Text = Annotated[str, Field(min_length=1)]
@@ -65,6 +72,10 @@ class Data(BaseModel):
     """Rows to adapt with; development rows are taken from it."""
     test: _Text | None = None
     """Rows that are opened once, for the final number."""
+    corpus: _Text | None = None
+    """The documents that a retrieve task searches: rows with an `id` and the fields that `fields.document` names."""
+    queries: _Text | None = None
+    """Retrieve: rows with an `id` and the input; the other files then have judgements (query_id, corpus_id, grade)."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -85,7 +96,12 @@ class Fields(BaseModel):
     ]
     """The field, or the list of fields, that the model sees."""
     output: _Text
-    """The wanted answer: a label, a JSON object (extract) or a text (generate)."""
+    """The wanted answer: a label, a JSON object (extract), a text (generate), or a list of document ids or a mapping of
+    them to grades (retrieve; with `queries`, the grade of a judgement)."""
+    document: Annotated[
+        tuple[_Text, ...], Field(min_length=1), BeforeValidator(_as_list, json_schema_input_type=str | list[str])
+    ] = ("title", "text")
+    """Retrieve: the fields of a document that are searched; those that a document lacks are left out."""
     group: _Text | None = None
     """Rows with the same value here are kept in one split and counted as one cluster (a customer, a document)."""
     json_schema: dict[str, Any] | None = Field(default=None, alias="schema")
@@ -168,7 +184,7 @@ class Task(BaseModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     """Names the task in reports and its skin in a server: letters, digits, `.`, `_` and `-`."""
     kind: Kind
-    """classify: one of the labels in the rows; extract: a JSON object; generate: a text."""
+    """classify: one of the labels in the rows; extract: a JSON object; generate: a text; retrieve: ranked documents."""
     instruction: Annotated[str, Field(min_length=1)]
     """What the model is told to do, in words."""
     data: Annotated[Data, BeforeValidator(_as_file, json_schema_input_type=str | Data)]
@@ -176,13 +192,14 @@ class Task(BaseModel):
     fields: Fields
     """Which fields of a row are what."""
     metric: str = Field(default_factory=lambda data: METRICS.get(data.get("kind", ""), ("",))[0])
-    """accuracy, macro_f1, field_f1, exact_match, rouge_l, chrf, bleu, or `file.py:function` (one number per row)."""
+    """accuracy, macro_f1, field_f1, exact_match, rouge_l, chrf, bleu, ndcg@10, recall@10, recall@100, mrr@10, or
+    `file.py:function` (one number per row)."""
     target: Target = Target()
     """What is good enough."""
     budget: Budget = Budget()
     """How much the adapting may take."""
     rungs: Annotated[tuple[RungName, ...], Field(min_length=1)] = Field(
-        default_factory=lambda data: tuple(r for r in RUNGS if r != "probe" or data.get("kind") == "classify")
+        default_factory=lambda data: KIND_RUNGS.get(data.get("kind", ""), RUNGS)
     )
     """Which rungs to try; all that fit the kind unless given."""
     abstain: Abstain | None = None
@@ -256,6 +273,23 @@ class Task(BaseModel):
     def _stripped(cls, value: Any) -> Any:
         return value.strip() if isinstance(value, str) else value
 
+    @field_validator("data")
+    @classmethod
+    def _documents_to_search(cls, value: Data, info: ValidationInfo) -> Data:
+        retrieve = info.data.get("kind") == "retrieve"
+        if retrieve and value.corpus is None:
+            raise ValueError("a retrieve task needs `corpus`, the file of its documents")
+        if "kind" in info.data and not retrieve and (value.corpus or value.queries):
+            raise ValueError(f"corpus and queries are for kind retrieve, not {info.data['kind']}")
+        return value
+
+    @field_validator("abstain")
+    @classmethod
+    def _sure_of_something(cls, value: Abstain | None, info: ValidationInfo) -> Abstain | None:
+        if value is not None and info.data.get("kind") == "retrieve":
+            raise ValueError("a ranking has no confidence to abstain by")
+        return value
+
     @field_validator("fields")
     @classmethod
     def _schema_only_for_extract(cls, value: Fields, info: ValidationInfo) -> Fields:
@@ -284,9 +318,13 @@ class Task(BaseModel):
 
     @field_validator("rungs")
     @classmethod
-    def _no_rung_twice(cls, value: tuple[RungName, ...]) -> tuple[RungName, ...]:
+    def _rungs_that_fit(cls, value: tuple[RungName, ...], info: ValidationInfo) -> tuple[RungName, ...]:
         if len(set(value)) < len(value):
             raise ValueError("names a rung twice")
+        fitting = KIND_RUNGS.get(info.data.get("kind", ""), RUNGS)
+        if unfit := [rung for rung in value if rung not in fitting]:
+            kind = info.data["kind"]
+            raise ValueError(f"{unfit[0]} does not fit kind {kind}; it takes {', '.join(fitting)}")
         return value
 
 

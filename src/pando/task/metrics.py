@@ -6,6 +6,7 @@ product. The built-in ones lie between 0 and 1 (BLEU 0.25 is what others print a
 
 from __future__ import annotations
 
+import math
 import types
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -171,6 +172,35 @@ class FieldF1(Metric):
         return np.where(total > 0, ratio(2 * right, total), 1.0)  # nothing to find, nothing found
 
 
+class Ranked(MeanMetric):
+    """How good the first documents of a ranking are; `wanted` has grades by document, the ranking scores in order."""
+
+    def __init__(self, measure: str, depth: int) -> None:
+        self.name = f"{measure}@{depth}"
+        self._measure, self._depth = getattr(self, f"_{measure}"), depth
+
+    def _value(self, prediction: Output, example: Example) -> float:
+        wanted = example.output
+        assert isinstance(prediction, dict) and isinstance(wanted, dict)
+        return float(self._measure(list(prediction)[: self._depth], wanted))
+
+    def _ndcg(self, found: Sequence[str], wanted: dict[str, Any]) -> float:
+        """Grades discounted by the logarithm of the rank, against the best order (Jarvelin and Kekalainen 2002; linear
+        gains, as trec_eval has them)."""
+        best = sorted(wanted.values(), reverse=True)[: self._depth]
+        gained = sum(wanted.get(name, 0) / math.log2(rank + 2) for rank, name in enumerate(found))
+        return float(gained / sum(grade / math.log2(rank + 2) for rank, grade in enumerate(best)))
+
+    def _recall(self, found: Sequence[str], wanted: dict[str, Any]) -> float:
+        """Share of the wanted documents that are among the first."""
+        relevant = {name for name, grade in wanted.items() if grade > 0}
+        return len(relevant & set(found)) / len(relevant)
+
+    def _mrr(self, found: Sequence[str], wanted: dict[str, Any]) -> float:
+        """One over the rank of the first wanted document; 0 where none is among them."""
+        return next((1 / (rank + 1) for rank, name in enumerate(found) if wanted.get(name, 0) > 0), 0.0)
+
+
 class FunctionMetric(MeanMetric):
     """The mean of what a user's function gives for (prediction, output), one number per item."""
 
@@ -206,6 +236,9 @@ def load_metric(task: Task) -> Metric:
         return FunctionMetric(task.metric, _load_function(task.metric_path, name), task.metric_path)
     from pando.task.text_metrics import Bleu, Chrf, RougeL
 
+    measure, at, depth = task.metric.partition("@")
+    if at:
+        return Ranked(measure, int(depth))
     known: tuple[type[Metric], ...] = (Accuracy, ExactMatch, MacroF1, FieldF1, RougeL, Chrf, Bleu)
     return next(metric for metric in known if metric.name == task.metric)()
 

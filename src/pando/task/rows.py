@@ -11,6 +11,7 @@ from typing import Any
 
 from pando.errors import DataError
 from pando.files import content_hash
+from pando.task.documents import judged_rows, read_documents, relevance
 from pando.task.file import Kind, Task
 from pando.task.formats import BadRow, iter_rows, parse_json
 
@@ -66,15 +67,17 @@ def read_table(task: Task, name: str) -> Table:
         DataError: the file cannot be read, has no rows, or no row has a field that the task names.
     """
     table, fields, path = Table(name), task.fields, task.folder / name
+    documents = set(read_documents(task).ids) if task.kind == "retrieve" else None
     wanted = [*fields.input, fields.output, *([fields.group] if fields.group else [])]
     present: Counter[str] = Counter()
-    for row in iter_rows(path):
+    for row in judged_rows(task, name) if task.data.queries else iter_rows(path):
         if isinstance(row, BadRow):
             table.bad.append(row)
             continue
         present.update(row.values.keys())
         try:
             example = _example(row.values, row.line, task)
+            _check_documents(example.output, documents, task)
         except DataError as error:
             table.bad.append(BadRow(row.line, str(error)))
             continue
@@ -123,10 +126,18 @@ def row_output(value: Any, kind: Kind, name: str) -> Output:
         if not isinstance(value, dict):
             raise DataError(f"{name} is {_named(value)}; an extract task needs a JSON object")
         return value
+    if kind == "retrieve":
+        return relevance(value, name)
     text = _text(value, name).strip()
     if not text:
         raise DataError(f"{name} is empty")
     return text
+
+
+def _check_documents(output: Output | None, documents: set[str] | None, task: Task) -> None:
+    for wanted in output if documents is not None and isinstance(output, dict) else ():
+        if wanted not in documents:  # type: ignore[operator]
+            raise DataError(f"the document {wanted!r} is not in {task.data.corpus}")
 
 
 def _example(values: Mapping[str, Any], line: int, task: Task) -> Example:

@@ -19,6 +19,7 @@ from typing import Any
 from pando.errors import DataError
 from pando.files import atomic_write, check_format, content_hash
 from pando.task.accounting import SHOWN, Dropped, RowReport, some
+from pando.task.documents import read_documents
 from pando.task.file import Task
 from pando.task.near import Likeness, find_alike
 from pando.task.rows import Example, Table, read_table
@@ -95,11 +96,16 @@ def make_splits(task: Task, path: Path | None = None) -> Splits:
         **made,
         labels=labels,
         report=report,
-        hash=content_hash({name: plan[name] for name in _PLAN[:4]}),
+        hash=content_hash({name: plan[name] for name in _PLAN[:4]} | _searched(task)),
         test_hash=content_hash(sorted(content_hash(e.inputs) for e in tested)),
         test_ids=tuple(plan["test"]),
         _read_test=lambda: read_table(task, task.data.test or task.data.file or "").examples,
     )
+
+
+def _searched(task: Task) -> dict[str, Any]:
+    """What the rows are about besides themselves."""
+    return {"corpus": read_documents(task).hash} if task.kind == "retrieve" else {}
 
 
 def groups_of(examples: Sequence[Example]) -> list[str] | None:

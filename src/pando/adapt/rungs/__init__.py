@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from pando.adapt.rungs.embed import Embed, Hybrid
 from pando.adapt.rungs.few import Few
 from pando.adapt.rungs.floor import Floor
 from pando.adapt.rungs.knn import Knn
@@ -43,4 +44,5 @@ class Rung(Protocol):
         """
 
 
-RUNGS: dict[str, Rung] = {rung.name: rung for rung in (Floor(), Zero(), Few(), Knn(), Probe(), Lora())}
+_ALL: tuple[Rung, ...] = (Floor(), Zero(), Few(), Knn(), Probe(), Embed(), Hybrid(), Lora())
+RUNGS: dict[str, Rung] = {rung.name: rung for rung in _ALL}

@@ -37,7 +37,7 @@ def draft(task: Task, lab: Lab, rung: str, **parts: Any) -> Skin:
         "name": task.name,
         "kind": task.kind,
         "rung": rung,
-        "method": "score" if task.kind == "classify" else "generate",
+        "method": {"classify": "score", "retrieve": "search"}.get(task.kind, "generate"),
         "prompt": Prompt(task.instruction, tuple(task.fields.input)),
         "base": lab.model.identity,
         "labels": tuple(lab.labels),

@@ -17,6 +17,7 @@ from pando.skin import Skin
 from pando.skin.linear import Linear
 from pando.skin.methods import lead
 from pando.skin.parts import Baseline
+from pando.skin.search import Bm25, Documents, Searching
 from pando.skin.tfidf import TfIdf
 from pando.task.file import Task
 from pando.task.rows import Example, Output
@@ -43,6 +44,8 @@ class Floor:
 
     def propose(self, task: Task, lab: Lab) -> list[Skin]:
         """The better one, by cross-validation on training rows."""
+        if task.kind == "retrieve":
+            return [_words(task, lab)]
         return [_classifier(task, lab) if task.kind == "classify" else _baseline(task, lab)]
 
 
@@ -58,6 +61,11 @@ def _classifier(task: Task, lab: Lab) -> Skin:
     nothing = TfIdf((), (), np.zeros(0, dtype=np.float32))
     constant = Linear(np.zeros((len(share), 0), dtype=np.float32), np.log(share).astype(np.float32))
     return _floor(task, lab, baseline="majority", words=nothing, linear=constant)
+
+
+def _words(task: Task, lab: Lab) -> Skin:
+    documents = Documents(lab.documents.ids, Bm25.fit(lab.documents.texts))
+    return draft(task, lab, "floor", base=None, searching=Searching(), documents=documents)
 
 
 def _baseline(task: Task, lab: Lab) -> Skin:

@@ -1,7 +1,8 @@
 """LoRA on the short prompt: what the instruction and demonstrations tell moves into the weights.
 
 All linear layers, loss on the answer and its end token only; a base that writes nothing learns to tell labels by a
-linear layer on its hidden states. The learning rate follows a rule by the base's width; the
+linear layer on its hidden states, and documents are found by vectors that learn which query wants which. The learning
+rate follows a rule by the base's width; the
 rule, a third and three times of it run the first part of the schedule side by side, and the one with the lowest loss
 on select rows goes on. Of the checkpoints along the way, the one with the best select quality ships.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from pando.adapt.rungs.common import draft
+from pando.adapt.rungs.embed import document_vectors, own_way
 from pando.adapt.rungs.tokens import call_tokens
 from pando.errors import DataError
 from pando.files import atomic_dir, atomic_write
@@ -24,6 +26,7 @@ from pando.skin import Skin
 from pando.skin.linear import Linear
 from pando.skin.parts import Reading, Scoring
 from pando.skin.render import training_example
+from pando.skin.search import Documents, unit
 from pando.task.file import Task
 from pando.task.rows import Example
 
@@ -46,6 +49,7 @@ RACE_ROWS = 64  # select rows whose loss decides it
 CHECKPOINTS = 4  # evaluations on select rows along the schedule
 PATIENCE = 2  # of them without a gain end the training
 MIN_ROWS = 8
+LEARNT_TOKENS = 128  # of a document, in training; the whole step is one forward pass
 
 
 class Lora:
@@ -57,7 +61,7 @@ class Lora:
         """Why it cannot be tried with this task and model, or None."""
         if not (capabilities.train and capabilities.adapters):
             return "this model's weights cannot be trained here"
-        if task.kind != "classify" and not capabilities.generate:
+        if task.kind not in ("classify", "retrieve") and not capabilities.generate:
             return "this model reads texts and writes none"
         return None
 
@@ -73,21 +77,29 @@ class Lora:
             DataError: too few rows fit the base's context.
         """
         engine = cast("Engine", lab.model)
-        way = (_Writing if engine.capabilities.generate else _Telling)(task, lab, engine)
+        kind = _Writing if engine.capabilities.generate else _Telling
+        way: _Way = (_Finding if task.kind == "retrieve" else kind)(task, lab, engine)
         rows = way.examples(lab.train)
         if len(rows) < MIN_ROWS:
             raise DataError(f"only {len(rows)} training rows fit the base's {engine.context_length} tokens of context")
         folder = lab.workdir(self.name)
         model = _training_model(engine, folder)
         held_out = way.examples(lab.select[:RACE_ROWS])
-        steps = planned_steps(len(rows))
+        steps = planned_steps(len(rows), way.batch)
         with lab.progress(steps + (len(RACE) - 1) * _race_steps(steps), "lora: training") as advance:
             trainer = _race(model, way, rows, held_out, steps, task.seed, advance)
             return [_train(trainer, way, lab, folder, advance)]
 
 
 class _Way(Protocol):
-    """How a base learns a task: what rows become, what they are learnt for, and the skin that comes of it."""
+    """How a base learns a task: what rows become, what they are learnt for, and the skin that comes of it.
+
+    Attributes:
+        batch: examples of a step. checkpoints: evaluations on select rows along the schedule.
+    """
+
+    batch: int
+    checkpoints: int
 
     def examples(self, rows: Sequence[Example]) -> list[Any]:
         """Rows as token ids, made by the very calls that make requests; those beyond the context are left out."""
@@ -99,6 +111,8 @@ class _Way(Protocol):
 
 class _Writing:
     """It writes, or scores, the answer after the prompt."""
+
+    batch, checkpoints = BATCH, CHECKPOINTS
 
     def __init__(self, task: Task, lab: Lab, engine: Engine) -> None:
         # Summed log-probabilities, the end of the turn included: what the training loss is made of.
@@ -135,6 +149,8 @@ class _Writing:
 class _Telling:
     """A linear layer, learnt with the adapter, tells the label from the hidden states of the input alone."""
 
+    batch, checkpoints = BATCH, CHECKPOINTS
+
     def __init__(self, task: Task, lab: Lab, engine: Engine) -> None:
         self._pooling = engine.base.embedding.pooling
         reading = Reading((engine.capabilities.layers,), self._pooling)
@@ -165,9 +181,50 @@ class _Telling:
         return replace(self._bare, adapter=adapter, linear=Linear(weight, bias))
 
 
-def planned_steps(rows: int) -> int:
+class _Finding:
+    """Queries are brought near to the documents that they want, and away from those that others of the step want."""
+
+    batch, checkpoints = 2 * BATCH, 1  # the corpus is read anew for each evaluation
+
+    def __init__(self, task: Task, lab: Lab, engine: Engine) -> None:
+        bare, _ = own_way(task, lab, Lora.name)
+        assert bare.reading is not None
+        self._bare = replace(bare, reading=replace(bare.reading, layers=(engine.capabilities.layers,)))
+        self._lab, self._engine = lab, engine
+        self._texts = dict(zip(lab.documents.ids, lab.documents.texts, strict=True))
+
+    def examples(self, rows: Sequence[Example]) -> list[Any]:
+        """See `_Way`: one for each document that a query wants, read at its head."""
+        from pando.train.learning import PairExample
+
+        tokenizer, how = self._engine.base.tokenizer, self._bare.searching
+        assert how is not None
+        found = []
+        for row in rows:
+            query = tokenizer.encode(how.query_prompt + row.text)
+            wanted = [name for name, grade in row.output.items() if grade > 0] if isinstance(row.output, dict) else []
+            for ids in tokenizer.encode_batch([how.document_prompt + self._texts[name] for name in wanted]):
+                document = tokenizer.cut(ids, min(how.max_tokens, LEARNT_TOKENS))
+                if query and document and len(query) <= self._engine.context_length:
+                    found.append(PairExample(tuple(query), tuple(document)))
+        return found
+
+    def learning(self, model: Transformer) -> Learning[Any]:
+        """See `_Way`."""
+        from pando.train.learning import Matching
+
+        return Matching(self._engine.base.embedding.pooling)
+
+    def skin(self, trainer: LoraTrainer[Any], adapter: Path) -> Skin:
+        """See `_Way`."""
+        adapted = replace(self._bare, adapter=adapter)
+        vectors = document_vectors(adapted, self._lab)[:, 0]
+        return replace(adapted, documents=Documents(self._lab.documents.ids, None, unit(vectors, None)))
+
+
+def planned_steps(rows: int, batch: int = BATCH) -> int:
     """Optimiser steps for so many rows: some epochs, more where that would be too few steps."""
-    per_epoch = math.ceil(rows / BATCH)
+    per_epoch = math.ceil(rows / batch)
     return min(max(EPOCHS * per_epoch, MIN_STEPS), MAX_EPOCHS * per_epoch)
 
 
@@ -206,7 +263,7 @@ def _race(
     best: tuple[float, LoraTrainer[Any]] | None = None
     for factor in RACE:
         rate = rule_learning_rate(model.config.d_model) * factor
-        trainer = LoraTrainer(model, config, rows, LoraSettings(rate, steps, BATCH), seed, way.learning(model))
+        trainer = LoraTrainer(model, config, rows, LoraSettings(rate, steps, way.batch), seed, way.learning(model))
         for _ in trainer.train(_race_steps(steps)):
             advance(1)
         loss = trainer.loss(held_out or rows[:RACE_ROWS])
@@ -221,8 +278,8 @@ def _train(trainer: LoraTrainer[Any], way: _Way, lab: Lab, folder: Path, advance
     total = trainer.settings.steps
     best: tuple[float, Skin] | None = None
     waited = 0
-    for checkpoint in range(1, CHECKPOINTS + 1):
-        goal = round(total * checkpoint / CHECKPOINTS)
+    for checkpoint in range(1, way.checkpoints + 1):
+        goal = round(total * checkpoint / way.checkpoints)
         for _ in trainer.train(goal - trainer.step):
             advance(1)
         skin = _checkpoint(trainer, way, cast("Engine", lab.model), folder / f"step-{trainer.step}")

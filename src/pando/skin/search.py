@@ -1,0 +1,136 @@
+"""Documents in an order of how well they answer a query: by words (BM25), by vectors, or by both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+K1, B = 1.5, 0.75  # BM25's usual ones, as bm25s has them
+
+
+@dataclass(frozen=True, eq=False)
+class Bm25:
+    """BM25 (Robertson et al. 1994; Lucene's form) as numbers: what each word of the corpus is worth in each document.
+
+    Attributes:
+        words: the vocabulary.
+        data, indices, indptr: the scores by word, documents in ascending order (a compressed sparse column matrix).
+        documents: how many.
+    """
+
+    words: tuple[str, ...]
+    data: np.ndarray
+    indices: np.ndarray
+    indptr: np.ndarray
+    documents: int
+
+    @classmethod
+    def fit(cls, texts: Sequence[str]) -> Bm25:
+        """Of a corpus, by bm25s: words of two letters or more, whatever the language, without stop words or stems."""
+        import bm25s
+
+        made = bm25s.BM25(method="lucene", k1=K1, b=B)
+        made.index(_words(texts), show_progress=False)
+        words = sorted(made.vocab_dict, key=made.vocab_dict.__getitem__)
+        found = made.scores
+        data, indices = np.asarray(found["data"], np.float32), np.asarray(found["indices"], np.int32)
+        return cls(tuple(words), data, indices, np.asarray(found["indptr"], np.int64), len(texts))
+
+    def __call__(self, query: str) -> np.ndarray:
+        """Of each document, float32 [documents]."""
+        places = self._places
+        scores = np.zeros(self.documents, dtype=np.float32)
+        (words,) = _words([query])
+        for word in words:
+            place = places.get(word)
+            if place is not None:
+                part = slice(self.indptr[place], self.indptr[place + 1])
+                scores[self.indices[part]] += self.data[part]
+        return scores
+
+    @property
+    def _places(self) -> dict[str, int]:
+        if "_known" not in self.__dict__:
+            object.__setattr__(self, "_known", {word: place for place, word in enumerate(self.words)})
+        known: dict[str, int] = self.__dict__["_known"]
+        return known
+
+
+@dataclass(frozen=True, eq=False)
+class Documents:
+    """What a skin knows of the corpus that it searches; not the texts.
+
+    Attributes:
+        ids: of each document.
+        words: for searching by words, or None.
+        vectors: float32 [documents, d], unit length, for searching by vectors, or None.
+        mean: float32 [d] that vectors are centred by before they get that length, or None.
+    """
+
+    ids: tuple[str, ...]
+    words: Bm25 | None = None
+    vectors: np.ndarray | None = None
+    mean: np.ndarray | None = None
+
+    def similarity(self, vector: np.ndarray) -> np.ndarray:
+        """Cosine of each document's vector and a query's, float32 [documents]."""
+        assert self.vectors is not None
+        found: np.ndarray = self.vectors @ unit(vector[None], self.mean)[0]
+        return found
+
+
+@dataclass(frozen=True)
+class Searching:
+    """How documents are ranked.
+
+    Attributes:
+        share: of vectors in the mean of both scores, each brought to the range from 0 to 1; 0 is words alone, 1 vectors
+            alone.
+        depth: most documents of an answer.
+        query_prompt, document_prompt: stand before a query and before a document.
+        max_tokens: of a document that are read for its vector.
+    """
+
+    share: float = 0.0
+    depth: int = 100
+    query_prompt: str = ""
+    document_prompt: str = ""
+    max_tokens: int = 256
+
+
+def ranked(documents: Documents, how: Searching, query: str, vector: np.ndarray | None) -> dict[str, float]:
+    """The best documents and their scores, the best first; of equal ones the earlier is better. By words alone, those
+    that share none with the query are left out."""
+    by_words = documents.words(query) if how.share < 1 and documents.words is not None else None
+    near = documents.similarity(vector) if how.share > 0 and vector is not None else None
+    if by_words is None or near is None:
+        scores = near if by_words is None else by_words
+        assert scores is not None
+    else:
+        scores = (1 - how.share) * _spread(by_words) + how.share * _spread(near)
+    order = np.argsort(-scores, kind="stable")[: how.depth]
+    if near is None:
+        order = order[scores[order] > 0]
+    return {documents.ids[i]: round(float(scores[i]), 6) for i in order}
+
+
+def unit(vectors: np.ndarray, mean: np.ndarray | None) -> np.ndarray:
+    """float32 [n, d], centred where there is a mean, of unit length."""
+    moved = vectors if mean is None else vectors - mean
+    found: np.ndarray = moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
+    return found.astype(np.float32)
+
+
+def _spread(scores: np.ndarray) -> np.ndarray:
+    low, high = float(scores.min()), float(scores.max())
+    found: np.ndarray = (scores - low) / max(high - low, 1e-12)
+    return found
+
+
+def _words(texts: Sequence[str]) -> list[list[str]]:
+    import bm25s
+
+    found: list[list[str]] = bm25s.tokenize(list(texts), stopwords=None, return_ids=False, show_progress=False)
+    return found

@@ -1,0 +1,147 @@
+"""What a retrieve task searches: documents, and which of them each query wants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pando.errors import DataError
+from pando.files import content_hash
+from pando.task.file import Task
+from pando.task.formats import BadRow, Row, iter_rows
+
+IDS = ("id", "_id")
+QUERY_IDS, DOCUMENT_IDS = ("query_id", "query-id"), ("corpus_id", "corpus-id", "document_id")
+_MAX_TEXT = 1_000_000  # characters of one document
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The documents of a corpus, in the order of its file."""
+
+    ids: tuple[str, ...]
+    texts: tuple[str, ...]
+
+    @property
+    def hash(self) -> str:
+        """ "sha256:..." over ids and texts."""
+        return content_hash([self.ids, self.texts])
+
+
+def read_documents(task: Task) -> Documents:
+    """The corpus of a retrieve task.
+
+    Raises:
+        DataError: it cannot be read, has no documents, an id twice, or a row that is no document; names file and line.
+    """
+    path = task.folder / (task.data.corpus or "")
+    ids: dict[str, int] = {}
+    texts = []
+    for row in iter_rows(path):
+        if isinstance(row, BadRow):
+            raise DataError(f"{path}:{row.line}: {row.why}")
+        name = _id(row, IDS, path)
+        if name in ids:
+            raise DataError(f"{path}:{row.line}: the id {name!r} stands in line {ids[name]} too")
+        ids[name] = row.line
+        texts.append(_document(row, task.fields.document, path))
+    if not ids:
+        raise DataError(f"{path} has no documents")
+    return Documents(tuple(ids), tuple(texts))
+
+
+def judged_rows(task: Task, name: str) -> Iterator[Row | BadRow]:
+    """The rows of a file of judgements (query, document, grade), joined with their queries: one row for each query,
+    with the grades by document where the field `output` is. Its line is that of the query's first judgement.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    queries = _queries(task)
+    path, wanted = task.folder / name, task.fields.output
+    grades: dict[str, dict[str, float]] = {}
+    lines: dict[str, int] = {}
+    for row in iter_rows(path):
+        if isinstance(row, BadRow):
+            yield row
+            continue
+        try:
+            query, document = _id(row, QUERY_IDS, path), _id(row, DOCUMENT_IDS, path)
+            grade = _grade(row.values.get(wanted))
+        except DataError as error:
+            yield BadRow(row.line, str(error))
+            continue
+        if query not in queries:
+            yield BadRow(row.line, f"the query {query!r} is not in {task.data.queries}")
+            continue
+        lines.setdefault(query, row.line)
+        grades.setdefault(query, {})[document] = grade
+    for query, found in grades.items():
+        yield Row(lines[query], {**queries[query], wanted: found})
+
+
+def relevance(value: Any, name: str) -> dict[str, Any]:
+    """Wanted documents as grades by id: a list of ids is one of grade 1 each.
+
+    Raises:
+        DataError: it is neither, or no document is wanted.
+    """
+    if isinstance(value, str):
+        from pando.task.formats import parse_json
+
+        try:
+            value = parse_json(value)
+        except ValueError:
+            value = [value]
+    if isinstance(value, (str, int)) and not isinstance(value, bool):
+        value = [value]
+    if isinstance(value, list):
+        value = {str(one): 1 for one in value}
+    if not isinstance(value, Mapping):
+        raise DataError(f"{name} is neither a list of document ids nor a mapping of ids to grades")
+    found = {str(document): _grade(grade) for document, grade in value.items()}
+    if not any(grade > 0 for grade in found.values()):
+        raise DataError(f"{name} wants no document: a query needs one at least")
+    return found
+
+
+def _queries(task: Task) -> dict[str, dict[str, Any]]:
+    path = task.folder / (task.data.queries or "")
+    found = {}
+    for row in iter_rows(path):
+        if isinstance(row, BadRow):
+            raise DataError(f"{path}:{row.line}: {row.why}")
+        found[_id(row, IDS, path)] = row.values
+    return found
+
+
+def _id(row: Row, names: Sequence[str], path: Path) -> str:
+    for name in names:
+        value = row.values.get(name)
+        if isinstance(value, (str, int)) and not isinstance(value, bool) and str(value):
+            return str(value)
+    raise DataError(f"{path}:{row.line}: no field {' or '.join(names)}; there are {', '.join(row.values)}")
+
+
+def _document(row: Row, names: Sequence[str], path: Path) -> str:
+    parts = [row.values.get(name) for name in names]
+    if all(part is None for part in parts):
+        raise DataError(f"{path}:{row.line}: no field {' or '.join(names)}: mend `fields.document` in the task")
+    if any(part is not None and not isinstance(part, str) for part in parts):
+        raise DataError(f"{path}:{row.line}: {' and '.join(names)} must be texts")
+    text = " ".join(part.strip() for part in parts if part)
+    if len(text) > _MAX_TEXT:
+        raise DataError(f"{path}:{row.line}: a document of {len(text):,} characters; the limit is {_MAX_TEXT:,}")
+    return text
+
+
+def _grade(value: Any) -> float:
+    try:
+        grade = float(value)
+    except (TypeError, ValueError):
+        raise DataError(f"a grade is {value!r}; expected a number") from None
+    if not 0 <= grade < 1e6:
+        raise DataError(f"a grade is {value!r}; expected a number of at least 0")
+    return int(grade) if grade == int(grade) else grade

@@ -1,0 +1,138 @@
+"""Retrieve tasks: their files, what is wrong with them, and what rankings are worth."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pando.errors import DataError, TaskError
+from pando.task import Example, Task
+from pando.task.documents import read_documents
+from pando.task.metrics import Ranked, load_metric
+from pando.task.rows import read_table
+from pando.task.splits import make_splits
+
+DOCUMENTS = [
+    {"id": "d1", "title": "Cats", "text": "They sleep."},
+    {"id": "d2", "title": "", "text": "Dogs bark."},
+    {"id": 3, "text": "Birds sing."},
+]
+
+
+def write(path: Path, rows: list[Any]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def task(folder: Path, **data: Any) -> Task:
+    write(folder / "corpus.jsonl", DOCUMENTS)
+    rows = [{"query": f"what about {word}", "wanted": wanted} for word, wanted in WANTED]
+    write(folder / "rows.jsonl", rows)
+    made = Task(
+        name="find",
+        kind="retrieve",
+        instruction="Find what it is about.",
+        data={"file": "rows.jsonl", "corpus": "corpus.jsonl"} | data,
+        fields={"input": "query", "output": "wanted"},
+    )
+    made._folder = folder
+    return made
+
+
+WANTED: list[tuple[str, Any]] = [
+    ("cats", ["d1"]),
+    ("dogs", {"d2": 2, "d1": 0}),
+    ("birds", "3"),
+    ("all", '["d1", "d2"]'),
+]
+
+
+def test_documents_and_wanted_ones_are_read(tmp_path: Path) -> None:
+    made = task(tmp_path)
+    assert made.rungs == ("floor", "embed", "hybrid", "lora") and made.metric == "ndcg@10"
+    found = read_documents(made)
+    assert found.ids == ("d1", "d2", "3") and found.texts == ("Cats They sleep.", "Dogs bark.", "Birds sing.")
+    outputs = [one.output for one in read_table(made, "rows.jsonl").examples]
+    assert outputs == [{"d1": 1}, {"d2": 2, "d1": 0}, {"3": 1}, {"d1": 1, "d2": 1}]
+
+
+def test_judgements_are_joined_with_their_queries(tmp_path: Path) -> None:
+    made = task(tmp_path, file=None, train="train.tsv", test="test.tsv", queries="queries.jsonl")
+    write(tmp_path / "queries.jsonl", [{"_id": i, "query": f"question {i}"} for i in range(4)])
+    head = "query-id\tcorpus-id\twanted\n"
+    (tmp_path / "train.tsv").write_text(head + "0\td1\t1\n1\td2\t1\n0\t3\t2\n9\td1\t1\n2\tnone\t1\n3\td1\tmuch\n")
+    table = read_table(made, "train.tsv")
+    assert [(one.inputs["query"], one.output, one.line) for one in table.examples] == [
+        ("question 0", {"d1": 1, "3": 2}, 2),
+        ("question 1", {"d2": 1}, 3),
+    ]
+    assert sorted((bad.line, bad.why) for bad in table.bad) == [
+        (5, "the query '9' is not in queries.jsonl"),
+        (6, "the document 'none' is not in corpus.jsonl"),
+        (7, "a grade is 'much'; expected a number"),
+    ]
+
+
+def test_a_changed_corpus_is_another_task(tmp_path: Path) -> None:
+    made = task(tmp_path)
+    write(tmp_path / "rows.jsonl", [{"query": f"about number {i} {'x' * i}", "wanted": ["d1"]} for i in range(60)])
+    before = make_splits(made).hash
+    assert make_splits(made).hash == before
+    write(tmp_path / "corpus.jsonl", [*DOCUMENTS, {"id": "d4", "text": "Fish swim."}])
+    assert make_splits(made).hash != before
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"title": "no id"}], "no field id or _id"),
+        ([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}], r"corpus.jsonl:2: the id 'a' stands in line 1 too"),
+        ([{"id": "a", "body": "x"}], "fields.document"),
+        ([{"id": "a", "text": 5}], "must be texts"),
+        ([], "has no documents"),
+    ],
+)
+def test_what_is_wrong_with_a_corpus_is_named(rows: list[Any], said: str, tmp_path: Path) -> None:
+    made = task(tmp_path)
+    write(tmp_path / "corpus.jsonl", rows)
+    with pytest.raises(DataError, match=said):
+        read_documents(made)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"data": {"file": "rows.jsonl"}}, "needs `corpus`"),
+        ({"kind": "classify"}, "corpus and queries are for kind retrieve"),
+        ({"rungs": ["floor", "probe"]}, "probe does not fit kind retrieve"),
+        ({"metric": "accuracy"}, "does not fit kind retrieve"),
+        ({"abstain": {"below": 0.5}}, "no confidence"),
+    ],
+)
+def test_what_is_wrong_with_a_task_is_named(keys: dict[str, Any], said: str) -> None:
+    values = {
+        "name": "find",
+        "kind": "retrieve",
+        "instruction": "Find.",
+        "data": {"file": "rows.jsonl", "corpus": "corpus.jsonl"},
+        "fields": {"input": "query", "output": "wanted"},
+    }
+    with pytest.raises(TaskError, match=said):
+        Task(**values | keys)
+
+
+def test_rankings_are_worth_what_their_definitions_say(tmp_path: Path) -> None:
+    row = Example("1", {"query": "q"}, {"a": 2, "b": 1, "c": 0})
+    ranking = {"x": 3.0, "b": 2.0, "a": 1.0}
+    best = 2 / math.log2(2) + 1 / math.log2(3)
+    (found,) = Ranked("ndcg", 10).items([ranking], [row])
+    assert found["value"] == pytest.approx((1 / math.log2(3) + 2 / math.log2(4)) / best)
+    worth = {
+        name: Ranked(*name).items([ranking], [row])[0]["value"] for name in (("ndcg", 1), ("recall", 2), ("mrr", 10))
+    }
+    assert worth == {("ndcg", 1): 0, ("recall", 2): 0.5, ("mrr", 10): 0.5}
+    assert Ranked("recall", 10).items([None, {}], [row, row]) == [{"value": 0.0, "stats": []}] * 2
+    assert load_metric(task(tmp_path)).name == "ndcg@10"
