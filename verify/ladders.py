@@ -37,10 +37,11 @@ def work_folder(check: str) -> Path:
     return work
 
 
-def climb(task: dict[str, Any], folder: Path) -> dict[str, Any]:
+def climb(task: dict[str, Any], folder: Path, base: str | None = None) -> dict[str, Any]:
     """The report of `pando adapt --mode sweep` in `folder/out`, where a ladder that was interrupted goes on."""
     (folder / "task.yaml").write_text(yaml.safe_dump(task))
     arguments = [str(folder / "task.yaml"), "--mode", "sweep", "--out", str(folder / "out"), "--json"]
+    arguments += [] if base is None else ["--base", base]
     done = subprocess.run([sys.executable, "-m", "pando", "adapt", *arguments], stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"{task['name']}: pando adapt ended with {done.returncode}")

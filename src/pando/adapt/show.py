@@ -15,10 +15,12 @@ from pando.model.tokenizer import Tokenizer
 from pando.skin import Skin
 from pando.skin.parts import Prompt
 from pando.skin.render import answer_text, context, training_example
-from pando.task.file import RUNGS, Task
+from pando.task.documents import read_documents
+from pando.task.file import KIND_RUNGS, RUNGS, Task
 from pando.task.rows import Example
 from pando.task.splits import Splits, make_splits
 
+HEAD = 200  # characters of a wanted document that are shown
 SHOTS = 4  # demonstrations of few and knn as they are shown here; a ladder finds out how many are best
 
 
@@ -31,9 +33,11 @@ def show(task: Task, rung: str, n: int, base: str = DEFAULT) -> str:
     """
     if rung not in RUNGS:
         raise TaskError(f"there is no rung {rung!r}; there are {', '.join(RUNGS)}")
-    if rung == "probe" and task.kind != "classify":
-        raise TaskError(f"the rung probe is for kind classify, not {task.kind}")
+    if rung not in (fitting := KIND_RUNGS[task.kind]):
+        raise TaskError(f"the rung {rung} is not for kind {task.kind}; it takes {', '.join(fitting)}")
     splits = make_splits(task)
+    if task.kind == "retrieve":
+        return "\n".join(_queries(task, rung, splits.train[:n]))
     tokenizer = open_base(base).tokenizer
     shown, others = splits.train[:n], splits.train[n:]
     skin = _sketch(task, rung, splits, others)
@@ -42,6 +46,18 @@ def show(task: Task, rung: str, n: int, base: str = DEFAULT) -> str:
         parts.append(f"=== row {number}, line {row.line} of the training file, as {rung} has it")
         parts += [f"{head}\n{text}" if text else head for head, text in _view(skin, row, tokenizer)]
     return "\n".join(parts)
+
+
+def _queries(task: Task, rung: str, rows: Sequence[Example]) -> Iterator[str]:
+    """Queries and the heads of the documents that they want; each side is read by itself."""
+    documents = read_documents(task)
+    texts = dict(zip(documents.ids, documents.texts, strict=True))
+    how = {"floor": "words", "hybrid": "words and vectors"}.get(rung, "vectors")
+    for number, row in enumerate(rows, 1):
+        yield f"=== query {number}, line {row.line} of the training file, searched by {how}\n{row.text}"
+        for name, grade in row.output.items() if isinstance(row.output, dict) else ():
+            text = texts[name]
+            yield f"--- wanted ({grade:g}): {name}\n{text[:HEAD]}{'...' if len(text) > HEAD else ''}"
 
 
 def _sketch(task: Task, rung: str, splits: Splits, rows: Sequence[Example]) -> Skin:
