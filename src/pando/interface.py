@@ -83,13 +83,15 @@ class ScoreRequest:
     those that the text `context + continuation` adds to the context's own; where the two texts melt into other
     tokens at the seam, the continuation is tokenised alone. An encoder-decoder reads the context and writes the
     continuation. An encoder fills it in: the context holds its mask once, which stands for all of a continuation's
-    tokens, and these are told each without the others.
+    tokens, and these are told each without the others. A cross-encoder reads context and continuation as a pair of
+    texts; its log-probability is that the one answers the other.
 
     Attributes:
         context: text, or token ids, that comes before.
         continuations: texts, or token id lists, to score; each has at least one token.
         skin: a skin or PEFT folder whose adapter is applied.
-        truncate: "error" refuses context + longest continuation beyond the model's length; "left" cuts the context.
+        truncate: "error" refuses context + longest continuation beyond the model's length; "left" cuts the context (for
+            a cross-encoder, the end of the continuation).
     """
 
     context: str | Sequence[int]
@@ -230,6 +232,7 @@ class Capabilities:
     Attributes:
         score: tells how likely answers are: what follows a context or, of one that does not `generate`, what fills its
             `blank`.
+        pairs: a score tells how well a continuation answers its context, each pair read as one (cross-encoders).
         demonstrations: learns from solved rows that stand before an input.
         blank: the token that stands for what is to be told, where there is one: an encoder's mask or the first sentinel
             of an encoder-decoder, which then writes it before its answer.
@@ -244,6 +247,7 @@ class Capabilities:
     grammar: bool = False
     chat: bool = False
     train: bool = False
+    pairs: bool = False
     demonstrations: bool = True
     blank: str | None = None
     layers: int = 0

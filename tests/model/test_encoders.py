@@ -215,7 +215,7 @@ def sentences(tmp_path: Path) -> Path:
 
 def test_a_sentence_encoder_embeds_as_its_files_say(sentences: Path) -> None:
     base = open_base(sentences)
-    assert base.embedding == Embedding("first", 16, "query: ")
+    assert base.embedding == Embedding("first", 16, "query: ", "query: ", "passage: ", known=True)
     with Engine(base, base.module(), torch.device("cpu"), "float32", 128) as engine:
         (vector,) = engine.embed(["the fox"])
         (plain,) = engine.features([FeatureRequest(text="query: the fox", pooling="first")])
@@ -249,3 +249,67 @@ def test_what_is_not_covered_is_named(sentences: Path, file: str, content: Any, 
     for switch in ({"is_decoder": True}, {"position_embedding_type": "relative_key"}):
         with pytest.raises(BaseModelError, match=next(iter(switch))):
             read_config({"model_type": "bert"} | COMMON | switch)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta"])
+def test_a_cross_encoder_scores_pairs_as_transformers(name: str, tmp_path: Path) -> None:
+    """Pairs of different lengths in one batch, each token of the kind of its text; files both ways; an adapter too."""
+    from peft import PeftModel
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    kind, values = ENCODERS[name]
+    torch.manual_seed(0)
+    values = values | {"num_labels": 1}
+    reference = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **values)).float().eval()
+    reference.save_pretrained(tmp_path / "base")
+    made = tiny.tokenizer()
+    kinds = (0, 1) if kind == "bert" else (0, 0)
+    made.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A <|im_end|>",
+        pair=f"<|endoftext|> $A <|im_end|> $B:{kinds[1]} <|im_end|>:{kinds[1]}",
+        special_tokens=[("<|endoftext|>", 0), ("<|im_end|>", 2)],
+    )
+    tiny.write_tokenizer(tmp_path / "base", made)
+    base = open_base(tmp_path / "base")
+    assert base.config.judges and not base.config.predicts
+    query, texts = "the quick fox", ["a lazy dog jumps over", "fox", "brown café: return x, return x"]
+
+    def logits(model: Any) -> list[float]:
+        found = []
+        for text in texts:
+            pair = made.encode(query, text)
+            with torch.no_grad():
+                more = {"token_type_ids": torch.tensor([pair.type_ids])} if kind == "bert" else {}
+                found.append(float(model(input_ids=torch.tensor([pair.ids]), **more).logits[0, 0]))
+        return found
+
+    model = base.module()
+    weights = {
+        site: tuple(torch.randn(shape, generator=torch.Generator().manual_seed(i)) * 0.1 for shape in shapes)
+        for i, (site, one) in enumerate(model.projections().items())
+        for shapes in [((3, one.in_features), (one.out_features, 3))]
+    }
+    (tmp_path / "adapter").mkdir()
+    save_peft(tmp_path / "adapter", model, LoraConfig(3, 5, all_linear(model)), weights, "tiny")
+    with Engine(base, model, torch.device("cpu"), "float32", 128) as engine:
+        assert engine.capabilities.pairs and not engine.capabilities.score
+        (found,) = engine.score([ScoreRequest(context=query, continuations=texts)])
+        wanted = logits(reference)
+        assert found.logprobs == pytest.approx([float(F.logsigmoid(torch.tensor(one))) for one in wanted], abs=1e-5)
+        assert found.greedy == [one > 0 for one in wanted]
+        adapter = str(tmp_path / "adapter")
+        (adapted,) = engine.score([ScoreRequest(context=query, continuations=texts, skin=adapter)])
+        changed = logits(PeftModel.from_pretrained(reference, adapter).eval())
+        assert adapted.logprobs == pytest.approx([float(F.logsigmoid(torch.tensor(x))) for x in changed], abs=1e-4)
+        with pytest.raises(RequestError, match="must be texts"):
+            engine.score([ScoreRequest(context=[5, 6], continuations=texts)])
+        with pytest.raises(ContextLengthError):
+            engine.score([ScoreRequest(context=query, continuations=["fox " * 200])])
+        (cut,) = engine.score([ScoreRequest(context=query, continuations=["fox " * 200], truncate="left")])
+        assert cut.usage.truncated_tokens > 0 and cut.usage.prompt_tokens == base.config.context_length
+    save_model(model, tmp_path, {})
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    reference = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", dtype=torch.float32).eval()
+    assert logits(again) == pytest.approx(logits(reference), abs=1e-5)
+    assert read_config(read_json(tmp_path / "config.json")) == base.config

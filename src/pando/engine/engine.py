@@ -81,7 +81,7 @@ class Engine:
         budget = 8192 if device.type == "cuda" else 1024
         self._cache, self._sources = _caches(base.config, cache_tokens, budget, device, self._number)
         self._scheduler = Scheduler(self._cache, self._sources, budget)
-        self._compiler = RequestCompiler(base.config, base.tokenizer, base.embedding, base.identity.hash.encode())
+        self._compiler = RequestCompiler(base, module)
         self._spelling = Spelling(base.tokenizer.raw)
         self._adapters: dict[str, tuple[int, LoraAdapter | None]] = {}
         self._adapter_lock = threading.Lock()
@@ -112,6 +112,7 @@ class Engine:
             grammar=writes,
             chat=writes and tokenizer.has_template,
             train=self._dtype != "int8",
+            pairs=config.judges,
             demonstrations=config.causal,
             blank=blank,
             layers=len(config.stacks[0].layers),
@@ -161,7 +162,7 @@ class Engine:
         if isinstance(request, GenerateRequest):
             jobs = self._compiler.generation(request, adapter)
         elif isinstance(request, ScoreRequest):
-            jobs = [self._compiler.scoring(request, adapter)]
+            jobs = self._compiler.scoring(request, adapter)
         else:
             jobs = [self._compiler.pooling(request, adapter)]
         if not all(map(self._scheduler.fits, jobs)):
@@ -296,6 +297,9 @@ class Engine:
             observe=_observer(whole),
         )
         tokens = torch.tensor([token for _, text in texts for token in text], device=self.device)
+        if any(job.kinds for job, _ in texts):
+            kinds = [kind for job, text in texts for kind in job.kinds or [0] * len(text)]
+            ctx.kinds = torch.tensor(kinds, device=self.device)
         module = self.module
         hidden = module(tokens, ctx) if module.encoder is None else module.encode(tokens, ctx)
         yield hidden[_wanted(whole, self.device)]

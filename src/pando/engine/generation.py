@@ -125,6 +125,10 @@ class Generation(Job):
         self.chunks.append(Chunk(self.sampler.index, self.text[self.sent : max(end, self.sent)], [token], logprobs))
         self.sent = max(end, self.sent)
 
+    def gathered(self, answers: list[Completion]) -> list[Completion]:
+        """All samples."""
+        return answers
+
     def result(self) -> Completion:
         """The finished sample."""
         return Completion(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -56,6 +57,7 @@ class Job(ABC):
         digests: one for each full block of the tokens at admission.
         whole: all tokens are computed at once, each sees all of them, and nothing is kept (encoders).
         source: what an encoder reads for it, or None.
+        kinds: of each token (pairs of texts), or None: all are of the first.
         lease: the job's places in the cache, once it has been admitted; those that are `whole` need none.
     """
 
@@ -74,6 +76,7 @@ class Job(ABC):
         self.adapter = adapter
         self.root = root if source is None else source.digests[0]
         self.whole, self.source = whole, source
+        self.kinds: list[int] | None = None
         self.digests = self.chain()
         self.lease: Lease | None = None
         self.computed = 0
@@ -124,6 +127,10 @@ class Job(ABC):
     @abstractmethod
     def result(self) -> Completion | Scores | Features:
         """The answer of a finished job."""
+
+    def gathered(self, answers: list[Any]) -> Any:
+        """The answer to a request of several such jobs, from the answers of each."""
+        return answers[0]
 
     def advance(self, row: Row) -> None:
         """Called once the row is in the cache, before its logits."""

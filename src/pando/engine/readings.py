@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -182,3 +182,38 @@ class Pooling(Job):
             states = [torch.cat((mean, self.last[layer])) for mean, layer in zip(states, self.layers, strict=True)]
         usage = Usage(len(self.tokens), self.cached, 0, self.truncated)
         return Features(torch.stack(states).cpu().numpy(), usage, self.latency())
+
+
+class Pairing(Pooling):
+    """Two texts read as one, of which a head says how well the second answers the first."""
+
+    def __init__(
+        self,
+        tokens: list[int],
+        kinds: list[int],
+        written: int,
+        judge: Callable[[Tensor], Tensor],
+        depth: int,
+        adapter: LoraAdapter | None,
+        root: bytes,
+    ) -> None:
+        super().__init__(tokens, [depth], range(1), False, adapter, root, whole=True)
+        self.kinds, self.judge, self.written = kinds, judge, written
+
+    def gathered(self, answers: list[Scores]) -> Scores:
+        """The pairs of a request, in their order."""
+        return Scores(
+            [one.logprobs[0] for one in answers],
+            [one.greedy[0] for one in answers],
+            [one.tokens[0] for one in answers],
+            sum((one.usage for one in answers), Usage()),
+            max((one.latency for one in answers), key=lambda latency: latency.total),
+        )
+
+    def result(self) -> Scores:  # type: ignore[override]
+        """The finished score: the logarithm of a probability."""
+        (state,) = self.sums.values()
+        logit = self.judge(state[None])[0].float()
+        usage = Usage(len(self.tokens), 0, 0, self.truncated)
+        said = float(torch.nn.functional.logsigmoid(logit))
+        return Scores([said], [bool(logit > 0)], [self.written], usage, self.latency())

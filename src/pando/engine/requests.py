@@ -9,15 +9,15 @@ from typing import get_args
 from pando.engine.generation import Generation
 from pando.engine.grammar import Grammars
 from pando.engine.jobs import Source
-from pando.engine.readings import Filling, Pooling, Scoring
+from pando.engine.readings import Filling, Pairing, Pooling, Scoring
 from pando.engine.sampler import Sampler
 from pando.errors import ContextLengthError, RequestError
 from pando.interface import FeatureRequest, GenerateRequest, ScoreRequest
 from pando.interface import Pooling as PoolingKind
+from pando.model.base import BaseModel
 from pando.model.config import ModelConfig
 from pando.model.lora import LoraAdapter
-from pando.model.sentence import Embedding
-from pando.model.tokenizer import Tokenizer
+from pando.model.transformer import Transformer
 
 MAX_SAMPLES = 128
 
@@ -28,12 +28,12 @@ class RequestCompiler:
     `root` names the base's weights in cache keys; an adapter's digest is added to it.
     """
 
-    def __init__(self, config: ModelConfig, tokenizer: Tokenizer, embedding: Embedding, root: bytes) -> None:
-        self._config = config
-        self._tokenizer = tokenizer
-        self._embedding = embedding
-        self._root = root
-        self._grammars = Grammars(tokenizer, config.vocab_size)
+    def __init__(self, base: BaseModel, module: Transformer) -> None:
+        self._config, self._module = base.config, module
+        self._tokenizer = base.tokenizer
+        self._embedding = base.embedding
+        self._root = base.identity.hash.encode()
+        self._grammars = Grammars(base.tokenizer, base.config.vocab_size)
 
     def generation(self, request: GenerateRequest, adapter: LoraAdapter | None) -> list[Generation]:
         """One job for each sample.
@@ -67,8 +67,10 @@ class RequestCompiler:
             jobs.append(job)
         return jobs
 
-    def scoring(self, request: ScoreRequest, adapter: LoraAdapter | None) -> Scoring | Filling:
+    def scoring(self, request: ScoreRequest, adapter: LoraAdapter | None) -> Sequence[Scoring | Filling | Pairing]:
         """Raises RequestError if nothing can be scored or the context and a continuation do not fit together."""
+        if self._config.judges:
+            return self._pairs(request, adapter)
         context = self._ids(request.context, "context")
         if not context:
             raise RequestError("context has no tokens and this tokenizer adds none of its own", "context")
@@ -76,14 +78,14 @@ class RequestCompiler:
             raise RequestError("continuations must be a list of one or more texts", "continuations")
         continuations = self._continuations(request, context)
         if self._config.both_ways:
-            return self._filling(request, context, continuations, adapter)
+            return [self._filling(request, context, continuations, adapter)]
         longest = max(map(len, continuations)) - 1  # the last token is only predicted
         if longest >= self._config.context_length:
             raise ContextLengthError(len(context) + longest, self._config.context_length, "continuations")
         context, source, truncated = self._sides(context, longest, request.truncate, "context", adapter, longest)
         job = Scoring(context, continuations, adapter, self._key(adapter), source)
         job.truncated = truncated
-        return job
+        return [job]
 
     def _filling(
         self, request: ScoreRequest, context: list[int], fillings: list[list[int]], adapter: LoraAdapter | None
@@ -104,6 +106,27 @@ class RequestCompiler:
         job = Filling(context, context.index(mask), fillings, adapter, self._key(adapter))
         job.truncated = truncated
         return job
+
+    def _pairs(self, request: ScoreRequest, adapter: LoraAdapter | None) -> list[Pairing]:
+        """A job for each pair of texts."""
+        texts = [request.context, *request.continuations]
+        if not request.continuations or not all(isinstance(text, str) for text in texts):
+            raise RequestError("a cross-encoder reads texts: context and continuations must be texts", "context")
+        jobs, most = [], self._config.context_length
+        for text in request.continuations:
+            pair = self._tokenizer.raw.encode(request.context, text)
+            tokens, kinds = list(pair.ids), list(pair.type_ids)
+            own = [place for place, part in enumerate(pair.sequence_ids) if part == 1]
+            over = max(0, len(tokens) - most)
+            if over and (request.truncate != "left" or over >= len(own)):
+                raise ContextLengthError(len(tokens), most, "continuations")
+            for place in reversed(own[len(own) - over :]):
+                del tokens[place], kinds[place]
+            depth, written = len(self._config.layers), len(own) - over
+            job = Pairing(tokens, kinds, written, self._module.judge, depth, adapter, self._key(adapter))
+            job.truncated = over
+            jobs.append(job)
+        return jobs
 
     def pooling(self, request: FeatureRequest, adapter: LoraAdapter | None) -> Pooling:
         """Raises RequestError for a layer that does not exist, an empty text or one that is too long."""

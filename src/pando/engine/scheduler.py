@@ -149,8 +149,7 @@ class Scheduler:
         if isinstance(job, Generation):
             ticket.push(Chunk(job.sampler.index, "", completion=cast(Completion, job.answer)))
         if all(other.answer is not None for other in ticket.jobs):
-            answers = [other.answer for other in ticket.jobs]
-            ticket.finish(answers if isinstance(job, Generation) else answers[0])
+            ticket.finish(job.gathered([other.answer for other in ticket.jobs]))
 
     def _drop_aborted(self) -> None:
         for job, ticket in [pair for pair in self._running if pair[0].aborted]:

@@ -98,7 +98,7 @@ def _encoder(config: ModelConfig, encoder: ModelConfig) -> dict[str, Any]:
 
 def _answers(config: ModelConfig) -> list[str]:
     if config.both_ways:
-        return [*(["score"] if config.predicts else []), "features", "embed"]
+        return [*(["score"] if config.predicts or config.judges else []), "features", "embed"]
     return ["generate", "score", "features", "embed"]
 
 

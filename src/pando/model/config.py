@@ -291,12 +291,15 @@ class ModelConfig:
         tied: the output head is the embedding.
         learned_positions: a vector for each position is added to the embedding (GPT-2).
         position_offset: of the first position in their table (RoBERTa begins at 2).
-        token_types: kinds of tokens that have a vector each, which is added too; the first one stands for all (BERT).
+        token_types: kinds of tokens that have a vector each, which is added too (BERT): of the second text of a pair
+            the second, of all others the first.
         embed_norm: whether the sum of these is normed.
         final_norm: whether there is a norm after the last block.
         both_ways: tokens see those after them as well.
         head: of an encoder, or None.
         predicts: whether there is an output head; sentence encoders are kept without.
+        judges: whether a head says of a pair of texts how well the second answers the first: out(tanh(dense(x))) of the
+            first token's state x (cross-encoders, arXiv 1901.04085).
         embed_scale: factor on the embedding.
         softcap: logits l become c tanh(l / c).
         head_scale: factor on what the head is given.
@@ -321,6 +324,7 @@ class ModelConfig:
     both_ways: bool = False
     head: HeadConfig | None = None
     predicts: bool = True
+    judges: bool = False
     embed_scale: float = 1.0
     softcap: float | None = None
     head_scale: float = 1.0

@@ -46,11 +46,13 @@ class Context(ABC):
         source: of a decoder with an encoder: the input's tokens and their context; None where what is known of the
             input is kept already.
         memory: what the encoder made of them, set before the decoder runs.
+        kinds: of each token, integers shaped like the positions (pairs of texts); None: all are of the first kind.
     """
 
     absorbs = False
     source: tuple[Tensor, Context] | None = None
     memory: Tensor | None = None
+    kinds: Tensor | None = None
     routed: Callable[[int, Tensor, Tensor], None] | None = None
 
     def __init__(

@@ -18,6 +18,9 @@ def model_shapes(config: ModelConfig) -> Shapes:
         found |= _norm("head_norm", config.d_model, config.norm)
         if config.head.bias:
             found["head_bias"] = (config.vocab_size,)
+    if config.judges:
+        found |= _linear("judge_dense", config.d_model, config.d_model, True)
+        found |= _linear("judge_out", 1, config.d_model, True)
     if not config.tied:
         found["unembed.weight"] = (config.vocab_size, config.d_model)
     return found

@@ -101,7 +101,7 @@ class Stack(nn.Module):
         if self.positions is not None:
             x = x + self.positions(ctx.positions + self.config.position_offset)
         if self.token_types is not None:
-            x = x + self.token_types.weight[0]
+            x = x + (self.token_types.weight[0] if ctx.kinds is None else self.token_types(ctx.kinds))
         x = self.embed_norm(x)
         related = self.config.layers[0].attention.relative
         if self.relative is not None and related is not None:
@@ -135,6 +135,9 @@ class Transformer(Stack):
             self.head_dense = nn.Linear(config.d_model, config.d_model, bias=head.dense_bias)
             self.head_norm = Norm(config.d_model, config.norm)
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if head is not None and head.bias else None
+        if config.judges:
+            self.judge_dense = nn.Linear(config.d_model, config.d_model)
+            self.judge_out = nn.Linear(config.d_model, 1)
         self.unembed = None if config.tied else Projection("unembed", config.d_model, config.vocab_size)
         self.encoder = None if config.encoder is None else Stack(config.encoder, "encoder.")
 
@@ -175,6 +178,12 @@ class Transformer(Stack):
         logits = F.linear(hidden.to(self.head_weight.dtype), self.head_weight, self.head_bias)
         cap = self.config.softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def judge(self, hidden: Tensor) -> Tensor:
+        """Hidden states of first tokens [n, D] -> how well the second text of each pair answers the first, as the logit
+        of a probability, [n]."""
+        made: Tensor = self.judge_out(torch.tanh(self.judge_dense(hidden.to(self.judge_dense.weight.dtype))))
+        return made[..., 0]
 
     @property
     def head_weight(self) -> Tensor:

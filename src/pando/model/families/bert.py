@@ -1,7 +1,7 @@
 """The bert family (BERT, MiniLM, E5, BGE and other sentence encoders): an encoder with norms after each sum.
 
-Papers: arXiv 1810.04805, 2002.10957, 2212.03533, 2309.07597. Not covered: a second kind of tokens (pairs of texts),
-relative positions, use as a decoder, pooler and classification heads, dropout, quantised weights.
+Papers: arXiv 1810.04805, 2002.10957, 2212.03533, 2309.07597. Not covered: relative positions, use
+as a decoder, a pooler by itself, classification heads of more than one output, dropout, quantised weights.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ _EMBEDDINGS = {
     "token_types": "token_type_embeddings",
     "embed_norm": "LayerNorm",
 }
-_HEAD = {"head_dense": "cls.predictions.transform.dense", "head_norm": "cls.predictions.transform.LayerNorm"}
+_HEAD = {
+    "head_dense": "cls.predictions.transform.dense",
+    "head_norm": "cls.predictions.transform.LayerNorm",
+    "judge_dense": "bert.pooler.dense",
+    "judge_out": "classifier",
+}
 
 
 def encoder_switches(hf: dict[str, Any]) -> Switches:
@@ -49,7 +54,9 @@ def read_encoder(switches: Switches, family: str, hf: dict[str, Any], position_o
     layer = LayerConfig(
         shape.attention(None, bias=True, out_bias=True), shape.mlp(bias=True, gated=False), order="after"
     )
-    predicts = any(str(name).endswith("MaskedLM") for name in hf.get("architectures") or ())
+    names = [str(name) for name in hf.get("architectures") or ()]
+    predicts = any(name.endswith("MaskedLM") for name in names)
+    judges = any(name.endswith("SequenceClassification") for name in names) and len(hf.get("id2label") or "ab") == 1
     tied = switches.flag("tie_word_embeddings", True)
     return finish(
         switches,
@@ -67,17 +74,20 @@ def read_encoder(switches: Switches, family: str, hf: dict[str, Any], position_o
         both_ways=True,
         head=HeadConfig(shape.activation) if predicts else None,
         predicts=predicts,
+        judges=judges,
     )
 
 
 def write_encoder(config: ModelConfig, architecture: str) -> dict[str, Any]:
     """The config.json of what `read_encoder` reads; `architecture` is what models begin with ("Bert")."""
-    kind = "ForMaskedLM" if config.predicts else "Model"
+    kind = "ForMaskedLM" if config.predicts else "ForSequenceClassification" if config.judges else "Model"
     written = write_decoder(config, architecture + kind, type_vocab_size=config.token_types)
     for other in ("num_key_value_heads", "head_dim"):
         written.pop(other)
     written["layer_norm_eps"] = written.pop("rms_norm_eps")
     written["max_position_embeddings"] += config.position_offset
+    if config.judges:
+        written |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     return written | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 

@@ -1,7 +1,7 @@
 """The roberta family (RoBERTa, XLM-RoBERTa, multilingual E5 and BGE-M3): BERT with other names and positions from 2.
 
-Papers: arXiv 1907.11692, 1911.02116. Not covered: relative positions, use as a decoder, pooler and classification
-heads, dropout, quantised weights.
+Papers: arXiv 1907.11692, 1911.02116. Not covered: relative positions, use as a decoder, pooler, classification
+heads of more than one output, dropout, quantised weights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ from pando.model.families import Family
 from pando.model.families.bert import encoder_names, encoder_switches, read_encoder, write_encoder
 
 _OFFSET = 2  # positions are counted from behind the padding token's number
-_HEAD = {"head_dense": "lm_head.dense", "head_norm": "lm_head.layer_norm", "unembed": "lm_head.decoder"}
+_HEAD = {
+    "head_dense": "lm_head.dense",
+    "head_norm": "lm_head.layer_norm",
+    "unembed": "lm_head.decoder",
+    "judge_dense": "classifier.dense",
+    "judge_out": "classifier.out_proj",
+}
 _CLASSES = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta"}
 
 
