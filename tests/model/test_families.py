@@ -13,7 +13,7 @@ from pando.engine.quantise import quantise
 from pando.errors import BaseModelError
 from pando.interface import GenerateRequest, ScoreRequest
 from pando.model.base import open_base
-from pando.model.checkpoint import load_model, packed, read_json, save_model, tensors_of
+from pando.model.checkpoint import load_model, read_json, save_model, tensors_of
 from pando.model.context import RowContext
 from pando.model.families import _MODULES, family, read_config
 from pando.model.layers import ExpertProjection
@@ -149,16 +149,7 @@ def test_logits_and_gradients_are_those_of_transformers(pair: tuple[Any, Transfo
                     for name in called.split():
                         wanted[f"{key.rpartition('.')[0]}.{e}.{name}.weight"] = one[half * size :][:size]
     wanted |= {key.replace(".mlp.", ".block_sparse_moe."): one for key, one in wanted.items()}
-    grads = {key: parameter.grad for key, parameter in ours.named_parameters()}
-    for part in tensors_of(family(ours.config.family), ours.config):
-        if part.theirs.endswith("e_score_correction_bias"):
-            continue  # counts for the choice alone
-        mine = packed(part, [grads[name] for name in part.ours])
-        scale = max(1.0, float(wanted[part.theirs].abs().max()))
-        assert (mine - wanted[part.theirs]).abs().max() < 1e-4 * scale, part.theirs
-    ours.requires_grad_(False)
-    for parameter in ours.parameters():
-        parameter.grad = None
+    tiny.check_gradients(ours, wanted)
 
 
 def test_saved_again_it_opens_in_transformers_and_here(pair: tuple[Any, Transformer, Path], tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from pando.errors import BaseModelError, ContextLengthError, RequestError
 from pando.interface import FeatureRequest, GenerateRequest, ScoreRequest
 from pando.model import costs
 from pando.model.base import open_base
-from pando.model.checkpoint import load_model, packed, read_json, save_model, tensors_of
+from pando.model.checkpoint import load_model, read_json, save_model
 from pando.model.context import PackedContext
-from pando.model.families import family, read_config
+from pando.model.families import read_config
 from pando.model.lora import LoraConfig, all_linear
 from pando.model.peft import load_peft, save_peft
 from pando.model.transformer import Transformer
@@ -105,14 +105,7 @@ def test_logits_and_gradients_are_those_of_transformers(pair: tuple[Any, Transfo
     expected.square().mean().backward()
     found.square().mean().backward()
     wanted = {key: parameter.grad for key, parameter in reference.named_parameters()}
-    grads = {key: parameter.grad for key, parameter in ours.named_parameters()}
-    for part in tensors_of(family(ours.config.family), ours.config):
-        mine = packed(part, [grads[name] for name in part.ours])
-        scale = max(1.0, float(wanted[part.theirs].abs().max()))
-        assert (mine - wanted[part.theirs]).abs().max() < 1e-4 * scale, part.theirs
-    ours.requires_grad_(False)
-    for parameter in ours.parameters():
-        parameter.grad = None
+    tiny.check_gradients(ours, wanted)
 
 
 def test_saved_again_it_opens_in_transformers_and_here(pair: tuple[Any, Transformer, Path], tmp_path: Path) -> None:

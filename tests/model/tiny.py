@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pando.model.checkpoint import save_model
+from pando.model.checkpoint import packed, save_model, tensors_of
 from pando.model.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig, RopeConfig, RopeScaling
+from pando.model.families import family
 from pando.model.transformer import Transformer
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -85,3 +87,18 @@ def write_base(folder: Path, shape: ModelConfig | None = None, seed: int = 0) ->
     save_model(model(shape or config(), seed), folder, {"bos_token_id": 1, "eos_token_id": 2})
     write_tokenizer(folder)
     return folder
+
+
+def check_gradients(ours: Transformer, wanted: Mapping[str, Any]) -> None:
+    """That the gradients of ours are those of a Hugging Face model by key, relative where they are above 1; they and
+    the wish for them are let go."""
+    grads = {key: parameter.grad for key, parameter in ours.named_parameters()}
+    for part in tensors_of(family(ours.config.family), ours.config):
+        if part.theirs.endswith("e_score_correction_bias"):
+            continue  # counts for the choice alone
+        mine = packed(part, [grads[name] for name in part.ours])
+        scale = max(1.0, float(wanted[part.theirs].abs().max()))
+        assert (mine - wanted[part.theirs]).abs().max() < 1e-4 * scale, part.theirs
+    ours.requires_grad_(False)
+    for parameter in ours.parameters():
+        parameter.grad = None

@@ -131,16 +131,8 @@ class Attention(nn.Module):
         return out
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Attention):
     """Attention of a decoder over what the encoder made of its input, which has no positions of its own."""
-
-    def __init__(self, site: str, layer: int, d_model: int, config: AttentionConfig) -> None:
-        super().__init__()
-        self.layer, self.config = layer, config
-        self.q = Projection(f"{site}.q", d_model, config.inner, config.bias)
-        self.k = Projection(f"{site}.k", d_model, config.inner_kv, config.bias)
-        self.v = Projection(f"{site}.v", d_model, config.inner_kv, config.bias)
-        self.o = Projection(f"{site}.o", config.inner, d_model, config.out_bias)
 
     def remember(self, hidden: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         """The encoder's hidden states [..., D], with its context -> keys and values [..., kv_heads, head_dim]."""

@@ -48,7 +48,7 @@ class Block(nn.Module):
         self.cross: CrossAttention | None = None
         if spec.cross is not None:
             self.cross_norm = norm("cross_norm")
-            self.cross = CrossAttention(f"{site}.cross", layer, config.d_model, spec.cross)
+            self.cross = CrossAttention(f"{site}.cross", layer, config.d_model, spec.cross, config.norm)
             self.cross_post_norm = norm("cross_post_norm")
         self.mlp_norm = norm("mlp_norm")
         self.mlp = (

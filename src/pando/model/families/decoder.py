@@ -21,10 +21,8 @@ from pando.model.config import (
 from pando.model.families import Packed
 from pando.model.families.reading import Switches, write_rope
 
-ACTIVATIONS = {
-    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh", "relu": "relu",
-}  # fmt: skip
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+ACTIVATIONS |= dict.fromkeys(("gelu_new", "gelu_fast"), "gelu_tanh")
 _HF_ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}
 FULL, SLIDING = "full_attention", "sliding_attention"
 SITES = {  # ours: (Hugging Face, GGUF)
