@@ -205,3 +205,31 @@ def test_damaged_tokenizer_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(BaseModelError, match=r"tokenizer\.json cannot be read"):
         Tokenizer(tmp_path)
+
+
+def test_a_cut_text_ends_as_texts_do(tmp_path: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tiny.write_tokenizer(tmp_path)
+    plain = Tokenizer(tmp_path)
+    ids = plain.encode(tiny.TEXT[0])
+    assert plain.cut(ids, 5) == ids[:5] and plain.cut(ids, len(ids)) == ids
+    made = tiny.tokenizer()
+    made.post_processor = TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>", special_tokens=[("<|im_start|>", 1), ("<|im_end|>", 2)]
+    )
+    tiny.write_tokenizer(tmp_path, made)
+    marked = Tokenizer(tmp_path)
+    assert marked.cut(marked.encode(tiny.TEXT[0]), 5) == [1, *ids[:3], 2]
+
+
+def test_what_an_encoder_reads_is_no_beginning_of_what_follows(tmp_path: Path) -> None:
+    made = tiny.tokenizer()
+    made.add_special_tokens(["<mask>", "<extra_id_0>"])
+    tiny.write_tokenizer(tmp_path, made, mask_token="<mask>")
+    reader = Tokenizer(tmp_path, reads=True)
+    (found,) = reader.encode_continuations("The quick", reader.encode("The quick"), [" brown"])
+    assert found == reader.encode(" brown", add_special=False)
+    assert (reader.mask, reader.sentinel) == ("<mask>", "<extra_id_0>")
+    tiny.write_tokenizer(tmp_path)
+    assert (Tokenizer(tmp_path).mask, Tokenizer(tmp_path).sentinel) == (None, None)

@@ -322,7 +322,7 @@ class RerankBody(Body):
     documents: Annotated[list[str], BeforeValidator(_documents), Field(max_length=MAX_INPUTS)]
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool = False
-    truncate: Literal["error", "left"] = "left"
+    truncate: Literal["error", "left"] = "error"
 
 
 def _texts(value: Any) -> Any:

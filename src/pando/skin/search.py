@@ -59,7 +59,7 @@ class Bm25:
 
 
 @dataclass(frozen=True, eq=False)
-class Documents:
+class DocumentIndex:
     """What a skin knows of the corpus that it searches; not the texts.
 
     Attributes:
@@ -100,7 +100,7 @@ class Searching:
     max_tokens: int = 256
 
 
-def ranked(documents: Documents, how: Searching, query: str, vector: np.ndarray | None) -> dict[str, float]:
+def ranked(documents: DocumentIndex, how: Searching, query: str, vector: np.ndarray | None) -> dict[str, float]:
     """The best documents and their scores, the best first; of equal ones the earlier is better. By words alone, those
     that share none with the query are left out."""
     by_words = documents.words(query) if how.share < 1 and documents.words is not None else None

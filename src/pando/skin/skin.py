@@ -19,7 +19,7 @@ from pando.skin.linear import Linear
 from pando.skin.parts import Baseline, Decoding, Demonstration, MethodName, Prompt, Reading, Scoring
 from pando.skin.prediction import Prediction
 from pando.skin.retrieval import Retrieval
-from pando.skin.search import Documents, Searching
+from pando.skin.search import DocumentIndex, Searching
 from pando.skin.tfidf import TfIdf
 from pando.task.file import Kind
 from pando.task.rows import Example, Output, row_inputs
@@ -75,7 +75,7 @@ class Skin:
     decoding: Decoding = field(default_factory=Decoding)
     reading: Reading | None = None
     searching: Searching | None = None
-    documents: Documents | None = None
+    documents: DocumentIndex | None = None
     baseline: Baseline | None = None
     constant: Output | None = None
     words: TfIdf | None = None

@@ -27,7 +27,7 @@ from pando.skin.bases import checked
 from pando.skin.linear import Linear
 from pando.skin.parts import Decoding, Demonstration, Prompt, Reading, Scoring
 from pando.skin.retrieval import Retrieval
-from pando.skin.search import Bm25, Documents, Searching
+from pando.skin.search import Bm25, DocumentIndex, Searching
 from pando.skin.tfidf import TfIdf
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def described(skin: Skin) -> tuple[dict[str, Any], dict[str, bytes]]:
     return {name: value for name, value in record.items() if name not in absent}, files
 
 
-def _describe_documents(documents: Documents, arrays: dict[str, np.ndarray], files: dict[str, bytes]) -> None:
+def _describe_documents(documents: DocumentIndex, arrays: dict[str, np.ndarray], files: dict[str, bytes]) -> None:
     files[DOCUMENTS] = _json(documents.ids)
     if documents.vectors is not None:
         arrays["documents.vectors"] = documents.vectors
@@ -258,13 +258,13 @@ def _retrieval(
     return Retrieval(words, vectors, arrays["rows.labels"], rows, record["shots"], record["shortlist"])
 
 
-def _documents(arrays: Mapping[str, np.ndarray], terms: Mapping[str, Any], files: Mapping[str, bytes]) -> Documents:
+def _documents(arrays: Mapping[str, np.ndarray], terms: Mapping[str, Any], files: Mapping[str, bytes]) -> DocumentIndex:
     ids = tuple(json.loads(files[DOCUMENTS]))
     words = None
     if "bm25" in terms:
         data, indices, indptr = (arrays[f"bm25.{part}"] for part in ("data", "indices", "indptr"))
         words = Bm25(tuple(terms["bm25"]), data, indices, indptr, len(ids))
-    return Documents(ids, words, arrays.get("documents.vectors"), arrays.get("documents.mean"))
+    return DocumentIndex(ids, words, arrays.get("documents.vectors"), arrays.get("documents.mean"))
 
 
 def _section(kind: Any, values: Mapping[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from pando.adapt.ladder import adapt
 from pando.engine.engine import Engine
 from pando.model.base import BaseModel, open_base
 from pando.skin import load_skin
-from pando.skin.search import Bm25, Documents, Searching, ranked, unit
+from pando.skin.search import Bm25, DocumentIndex, Searching, ranked, unit
 from pando.task import Task
 from tests.model import tiny
 
@@ -134,7 +134,7 @@ def test_bm25_is_that_of_its_definition() -> None:
 
 def test_equal_scores_keep_the_order_of_the_corpus_and_shares_mix() -> None:
     vectors = unit(np.eye(4, dtype=np.float32), None)
-    documents = Documents(("a", "b", "c", "d"), Bm25.fit(["xx yy", "xx", "zz", "yy"]), vectors)
+    documents = DocumentIndex(("a", "b", "c", "d"), Bm25.fit(["xx yy", "xx", "zz", "yy"]), vectors)
     assert list(ranked(documents, Searching(0.0), "xx", None)) == ["b", "a"]
     near = np.array([0.0, 0.0, 1.0, 0.9], dtype=np.float32)
     assert list(ranked(documents, Searching(1.0, depth=3), "xx", near)) == ["c", "d", "a"]

@@ -20,7 +20,7 @@ from pando.files import atomic_write, content_hash
 from pando.interface import Capabilities, FeatureRequest, Features, Usage
 from pando.skin import Skin
 from pando.skin.parts import Reading
-from pando.skin.search import Bm25, Documents, Searching, unit
+from pando.skin.search import Bm25, DocumentIndex, Searching, unit
 from pando.task.file import Task
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Embed:
         for i, layer in enumerate(bare.reading.layers):
             vectors = every[:, i]
             mean = vectors.mean(axis=0) if centred else None
-            documents = Documents(lab.documents.ids, None, unit(vectors, mean), mean)
+            documents = DocumentIndex(lab.documents.ids, None, unit(vectors, mean), mean)
             drafts.append(replace(bare, reading=replace(bare.reading, layers=(layer,)), documents=documents))
         if len(drafts) == 1:
             return drafts

@@ -17,7 +17,7 @@ from pando.skin import Skin
 from pando.skin.linear import Linear
 from pando.skin.methods import lead
 from pando.skin.parts import Baseline
-from pando.skin.search import Bm25, Documents, Searching
+from pando.skin.search import Bm25, DocumentIndex, Searching
 from pando.skin.tfidf import TfIdf
 from pando.task.file import Task
 from pando.task.rows import Example, Output
@@ -64,7 +64,7 @@ def _classifier(task: Task, lab: Lab) -> Skin:
 
 
 def _words(task: Task, lab: Lab) -> Skin:
-    documents = Documents(lab.documents.ids, Bm25.fit(lab.documents.texts))
+    documents = DocumentIndex(lab.documents.ids, Bm25.fit(lab.documents.texts))
     return draft(task, lab, "floor", base=None, searching=Searching(), documents=documents)
 
 

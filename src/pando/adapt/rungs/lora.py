@@ -26,7 +26,7 @@ from pando.skin import Skin
 from pando.skin.linear import Linear
 from pando.skin.parts import Reading, Scoring
 from pando.skin.render import training_example
-from pando.skin.search import Documents, unit
+from pando.skin.search import DocumentIndex, unit
 from pando.task.file import Task
 from pando.task.rows import Example
 
@@ -219,7 +219,7 @@ class _Finding:
         """See `_Way`."""
         adapted = replace(self._bare, adapter=adapter)
         vectors = document_vectors(adapted, self._lab)[:, 0]
-        return replace(adapted, documents=Documents(self._lab.documents.ids, None, unit(vectors, None)))
+        return replace(adapted, documents=DocumentIndex(self._lab.documents.ids, None, unit(vectors, None)))
 
 
 def planned_steps(rows: int, batch: int = BATCH) -> int:

@@ -1,6 +1,7 @@
 """The bart family (BART): the first transformer's encoder and decoder, with learned positions and norms after each sum.
 
-Paper: arXiv 1910.13461. Not covered: a decoder alone, classification and question heads, dropout, quantised weights.
+Paper: arXiv 1910.13461. Not covered: a decoder alone, classification and question heads, what configs say of
+generation (beams, forced tokens), dropout, quantised weights.
 """
 
 from __future__ import annotations
