@@ -297,3 +297,42 @@ def test_copies_that_differ_and_biases_that_are_not_zero_are_named(tmp_path: Pat
     copy = {"model.encoder.embed_tokens.weight": good["model.shared.weight"].clone()}
     save_file(good | copy, tmp_path / "model.safetensors", {"format": "pt"})
     load_model(tmp_path, shape, "cpu", torch.float32)
+
+
+def test_sentencepiece_tokenizers_write_grammars_and_stream(tmp_path: Path) -> None:
+    """As T5's: words begin with their space, and not every character can be spelled. One request that asks for such a
+    character fails; the others of its batch do not."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    theirs("t5 1.0", tmp_path)
+    made = Tokenizer(models.Unigram())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="<unk>", show_progress=False)
+    letters = " ".join("abcdefghijklmnopqrstuvwxyz0123456789-")
+    made.train_from_iterator([*tiny.TEXT * 9, "positive or negative", letters] * 3, trainer)
+    made.add_special_tokens(["<extra_id_0>"])
+    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tiny.write_tokenizer(tmp_path, made, eos_token="</s>", pad_token="<pad>", bos_token=None)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 1}))
+    base = open_base(tmp_path)
+    assert base.tokenizer.drops_space and base.tokenizer.sentinel == "<extra_id_0>"
+    with Engine(base, base.module(), torch.device("cpu"), "float32", 512) as engine:
+        schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+        asked = [
+            GenerateRequest(prompt="The fox", choices=["positive", "negative"], max_tokens=20),
+            GenerateRequest(prompt="The fox", regex="[0-9]{3}-[a-c]+", max_tokens=12),
+            GenerateRequest(prompt="The fox", schema=schema, max_tokens=12),  # no token has a brace
+            GenerateRequest(prompt="The quick brown", max_tokens=12, temperature=1.0, seed=1, n=2),
+        ]
+        chosen, matched, braces, free = (engine.submit(one) for one in asked)
+        assert chosen.result()[0].text in ("positive", "negative")
+        assert matched.result()[0].text[:4].strip("0123456789") == "-"
+        with pytest.raises(RequestError, match="schema asks for a text that this base's tokenizer cannot spell"):
+            braces.result()
+        samples = free.result()
+        streamed = "".join(chunk.text for chunk in engine.submit(asked[3]).stream() if chunk.index == 0)
+        assert streamed == samples[0].text
+        assert engine.load["running"] == 0 and engine.load["blocks_used"] == 0
+        (scores,) = engine.score([ScoreRequest(context="The fox", continuations=["positive", "negative"])])
+        assert min(scores.tokens) >= 1

@@ -166,8 +166,8 @@ class Engine:
         else:
             jobs = [self._compiler.pooling(request, adapter)]
         if not all(map(self._scheduler.fits, jobs)):
-            room, there = max(job.room for job in jobs), self._cache.pools[None].size * BLOCK
-            raise RequestError(f"the request needs {room} tokens of cache and there are {there}")
+            there = self._cache.pools[None].size * BLOCK
+            raise RequestError(f"the request needs {max(j.room for j in jobs)} tokens of cache and there are {there}")
         if self._closed:
             raise PandoError("the model was closed")
         ticket = Ticket(request, jobs, lambda: self._inbox.put(None))
@@ -306,19 +306,14 @@ class Engine:
         if not fresh:
             return
         assert self._sources is not None
-        slots = []
-        for _, source in fresh:
-            assert source.lease is not None
-            source.lease.extend(len(source.tokens))
-            slots += source.lease.slots(None, range(len(source.tokens)))
+        slots = [slot for _, source in fresh for slot in source.places()]
         placed, first = torch.tensor(slots, device=self.device), len(tokens) - len(slots)
         for layer, block in enumerate(module.layers):
             assert isinstance(block, Block) and block.cross is not None
             keys, values = block.cross.remember(hidden, ctx)
             self._sources.write(layer, placed, keys[first:], values[first:])
         for _, source in fresh:
-            assert source.lease is not None
-            source.lease.publish(source.digests)
+            source.publish()
 
     def _continue(self, rows: Sequence[Row]) -> Iterator[Tensor]:
         """One packed pass over rows that have a past: hidden states [wanted tokens, d_model]."""
@@ -354,7 +349,10 @@ class Engine:
             at = 0
             for row, first, count in batch:
                 part = slice(at, at + count)
-                row.job.take(row, first, Logits(logits[part], best[part], total[part]))
+                try:
+                    row.job.take(row, first, Logits(logits[part], best[part], total[part]))
+                except RequestError as error:  # this answer cannot be given; the others can
+                    row.job.error = error
                 at += count
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pando.engine.batch import Row
 from pando.engine.cache import Lease, digests, source_digests
+from pando.errors import RequestError
 from pando.interface import Completion, Features, Latency, Scores
 from pando.model.lora import LoraAdapter
 
@@ -38,11 +39,30 @@ class Source:
         read: whether what the decoder needs of it is there.
     """
 
-    def __init__(self, tokens: list[int], root: bytes) -> None:
-        self.tokens = tokens
-        self.digests = source_digests(root, tokens)
+    def __init__(self, tokens: list[int], digests: list[bytes]) -> None:
+        self.tokens, self.digests = tokens, digests
         self.lease: Lease | None = None
         self.read = False
+
+    @classmethod
+    def of(cls, tokens: list[int], root: bytes) -> Source:
+        """An input; `root` names the weights."""
+        return cls(tokens, source_digests(root, tokens))
+
+    def again(self) -> Source:
+        """The same input for another job."""
+        return Source(self.tokens, self.digests)
+
+    def places(self) -> list[int]:
+        """Where keys and values of its tokens go, once there is room for them."""
+        assert self.lease is not None
+        self.lease.extend(len(self.tokens))
+        return self.lease.slots(None, range(len(self.tokens)))
+
+    def publish(self) -> None:
+        """Lets later requests find what is now there of it."""
+        assert self.lease is not None
+        self.lease.publish(self.digests)
 
 
 class Job(ABC):
@@ -58,6 +78,7 @@ class Job(ABC):
         whole: all tokens are computed at once, each sees all of them, and nothing is kept (encoders).
         source: what an encoder reads for it, or None.
         kinds: of each token (pairs of texts), or None: all are of the first.
+        error: why nothing comes of it, if so.
         lease: the job's places in the cache, once it has been admitted; those that are `whole` need none.
     """
 
@@ -83,6 +104,7 @@ class Job(ABC):
         self.cached = 0
         self.truncated = 0
         self.aborted = False
+        self.error: RequestError | None = None
         self.compute = 0.0
         self.submitted = time.perf_counter()
         self.started = 0.0

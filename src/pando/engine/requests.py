@@ -61,7 +61,8 @@ class RequestCompiler:
         for index in range(request.n):
             sampler = Sampler(request, seed, index, frozenset(prompt))
             grammar = self._grammars.compile(request)
-            job = Generation(request, prompt, sampler, grammar, self._tokenizer, adapter, self._key(adapter), source)
+            own = None if source is None else source.again()  # each sample holds its places for itself
+            job = Generation(request, prompt, sampler, grammar, self._tokenizer, adapter, self._key(adapter), own)
             job.limit = min(request.max_tokens, self._config.context_length - len(prompt))
             job.truncated = truncated
             jobs.append(job)
@@ -177,7 +178,7 @@ class RequestCompiler:
             return kept, None, truncated
         most = self._config.encoder.context_length
         kept, truncated = self._fit(prompt, most, truncate, field, most=most)
-        return [self._config.start_token], Source(kept, self._key(adapter)), truncated
+        return [self._config.start_token], Source.of(kept, self._key(adapter)), truncated
 
     def _needs_decoder(self, what: str) -> None:
         if self._config.both_ways:

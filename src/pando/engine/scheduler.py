@@ -84,7 +84,12 @@ class Scheduler:
                 for chunk in job.chunks:
                     ticket.push(chunk)
                 job.chunks.clear()
-            if job.finished:
+            if job.error is not None:
+                job.release()
+                ticket.finish(None, job.error)
+                for other in ticket.jobs:
+                    other.aborted = True
+            elif job.finished:
                 if job.lease is not None:
                     job.lease.publish(job.chain()[: job.computed // BLOCK])
                 job.release()

@@ -137,6 +137,13 @@ class Tokenizer:
         return _template_source(self._folder / "chat_template.jinja", self._settings)
 
     @cached_property
+    def drops_space(self) -> bool:
+        """Whether words begin with a space of their own, which a text's first word loses when it is decoded
+        (SentencePiece)."""
+        ids = self.encode("a", add_special=False)
+        return bool(ids) and self.decode(ids) == "a" and str(self.raw.id_to_token(ids[0])).startswith("▁")
+
+    @cached_property
     def _tail(self) -> list[int]:
         """What the tokenizer adds at the end of every text."""
         bare, whole = self.encode("a", add_special=False), self.encode("a")
