@@ -1,7 +1,7 @@
 """Every family agrees with transformers, and every group goes through training, engine, adapters: in few minutes.
 
-Runs the tables of tests (families, encoders, the grid of groups and objectives, a new family by its page, costs) and
-says how many cases held and how long they took on the cores that are here.
+Runs the tables of tests (families, encoders, encoder-decoders, a new family by its page; the grid of groups and
+objectives, what adapters learn, whole ladders of what is no decoder and their server, costs) and says how many cases held and how long they took on the cores that are here.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PARITY = ("tests/model/test_families.py", "tests/model/test_encoders.py", "tests/model/test_new_family.py")
-GRID = ("tests/train/test_grid.py", "tests/model/test_upcycle.py", "tests/model/test_anatomy.py")
+PARITY = ("test_families", "test_encoders", "test_seq2seq", "test_new_family")
+GRID = ("train/test_grid", "train/test_learning", "adapt/test_groups", "model/test_upcycle", "model/test_anatomy")
 MOST_MINUTES = {"parity": 4.0, "grid": 3.0}
 
 
-def run(files: tuple[str, ...]) -> tuple[str, float]:
+def run(files: list[str]) -> tuple[str, float]:
     """pytest's last line on some files, and the minutes that they took."""
     began = time.monotonic()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -33,8 +33,8 @@ def run(files: tuple[str, ...]) -> tuple[str, float]:
 
 def main() -> int:
     said, faults = [], []
-    for name, files in (("parity", PARITY), ("grid", GRID)):
-        last, minutes = run(files)
+    for name, files in (("parity", [f"model/{one}" for one in PARITY]), ("grid", GRID)):
+        last, minutes = run([f"tests/{one}.py" for one in files])
         count = re.search(r"(\d+) passed", last)
         said.append(f"{name}: {count[1] if count else 0} cases in {minutes:.1f} min")
         faults += [f"{name} took more than {MOST_MINUTES[name]:.0f} minutes"] * (minutes > MOST_MINUTES[name])
