@@ -1,7 +1,8 @@
 """Every family agrees with transformers, and every group goes through training, engine, adapters: in few minutes.
 
 Runs the tables of tests (families, encoders, encoder-decoders, a new family by its page; the grid of groups and
-objectives, what adapters learn, whole ladders of what is no decoder and their server, costs) and says how many cases held and how long they took on the cores that are here.
+objectives, what adapters learn, whole ladders of what is no decoder and their server, costs) and says how many cases
+held and how long they took on the cores that are here.
 """
 
 from __future__ import annotations

@@ -74,6 +74,25 @@ def test_the_ladder_climbs_the_rungs_that_it_can(base: BaseModel, tmp_path: Path
         assert zero.prompt.blank == (SENTINEL if writes else MASK) or writes
 
 
+def test_what_is_written_is_learnt_too(base: BaseModel, tmp_path: Path) -> None:
+    """A task of kind generate: an encoder has only the floor, an encoder-decoder is asked and trained."""
+    rows = [{"source": f"{word} {i}", "target": f"{word} it is"} for i in range(30) for word in ("fox", "dog", "café")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "task.yaml").write_text(
+        "{name: say, kind: generate, instruction: Say it., data: rows.jsonl, fields: {input: source, output: target}, "
+        "metric: chrf}"
+    )
+    with engine(base) as model:
+        report = adapt(tmp_path / "task.yaml", out=tmp_path / "out", mode="sweep", model=model)
+        measured = {name for name, rung in report.rungs.items() if rung["dev"]}
+        if base.config.encoder is None:
+            assert measured == {"floor"} and "reads texts" in report.rungs["lora"]["status"]
+            return
+        assert measured == {"floor", "zero", "lora"}
+        (said,) = load_skin(tmp_path / "out" / "skins" / "lora", model).predict(["fox 3"])
+        assert isinstance(said.value, str) and said.usage.completion_tokens > 0
+
+
 def test_it_is_served(base: BaseModel, tmp_path: Path) -> None:
     from tests.serve.conftest import Running
 
