@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +18,7 @@ E = TypeVar("E", contravariant=True)
 
 
 class Learning(Protocol, Generic[E]):
-    """What examples are learnt for. An example has a length, in tokens.
-
-    Attributes:
-        together: the examples of a step are compared with each other, so that a step is one forward pass.
-    """
-
-    together: bool
+    """What examples are learnt for. An example has a length, in tokens."""
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """What is trained besides the adapter."""
@@ -39,10 +33,21 @@ class Learning(Protocol, Generic[E]):
         ...
 
 
+@runtime_checkable
+class Comparing(Learning[E], Protocol):
+    """A loss over the vectors of all examples of a step, which are compared with each other."""
+
+    def vectors(self, model: Transformer, examples: Sequence[E], adapters: Adapters | None) -> Tensor:
+        """What is compared of each example, float32 [n, ...]."""
+        ...
+
+    def compare(self, vectors: Tensor, examples: Sequence[E]) -> Tensor:
+        """The summed loss in nats of all of them, float32 scalar."""
+        ...
+
+
 class Answering:
     """The supervised objective; see `pando.train.supervised`."""
-
-    together = False
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """See `Learning`."""
@@ -81,8 +86,6 @@ class Labelling:
     Attributes:
         matrix, bias: float32 [labels, d_model] and [labels].
     """
-
-    together = False
 
     def __init__(self, model: Transformer, labels: int, pooling: Literal["mean", "first", "last"] = "mean") -> None:
         device = model.embed.weight.device
@@ -128,8 +131,6 @@ class Matching:
         temperature: of the softmax; 0.05 as in SimCSE (arXiv 2104.08821).
     """
 
-    together = True
-
     def __init__(self, pooling: Literal["mean", "first", "last"] = "mean", temperature: float = 0.05) -> None:
         self.pooling, self.temperature = pooling, temperature
 
@@ -144,16 +145,24 @@ class Matching:
     def loss(
         self, model: Transformer, examples: Sequence[PairExample], adapters: Adapters | None
     ) -> tuple[Tensor, int]:
-        """See `Learning`. A text that answers several queries of the step counts for each of them."""
+        """See `Learning`."""
+        return self.compare(self.vectors(model, examples, adapters), examples), sum(map(len, examples))
+
+    def vectors(self, model: Transformer, examples: Sequence[PairExample], adapters: Adapters | None) -> Tensor:
+        """Of each query and its text, unit length, [n, 2, d_model]."""
         texts = [*(one.query for one in examples), *(one.text for one in examples)]
-        vectors = F.normalize(text_vectors(model, texts, self.pooling, adapters), dim=-1)
-        queries, answers = vectors.chunk(2)
+        found = F.normalize(text_vectors(model, texts, self.pooling, adapters), dim=-1)
+        each: Tensor = found.unflatten(0, (2, -1)).transpose(0, 1)
+        return each
+
+    def compare(self, vectors: Tensor, examples: Sequence[PairExample]) -> Tensor:
+        """See `Comparing`. The same text once more, wanted by another query, is no wrong answer."""
+        queries, answers = vectors.unbind(1)
         told = queries @ answers.T / self.temperature
         same = torch.tensor([[a.text == b.text for b in examples] for a in examples], device=told.device)
         others = same & ~torch.eye(len(examples), dtype=torch.bool, device=told.device)
-        told = told.masked_fill(others, -torch.inf)  # the same text once more is no wrong answer
         labels = torch.arange(len(examples), device=told.device)
-        return F.cross_entropy(told, labels, reduction="sum"), sum(map(len, examples))
+        return F.cross_entropy(told.masked_fill(others, -torch.inf), labels, reduction="sum")
 
 
 def text_vectors(

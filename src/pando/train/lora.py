@@ -15,7 +15,7 @@ from pando.model.layers import ExpertProjection, Projection
 from pando.model.lora import LoraConfig, TrainableLora
 from pando.model.transformer import Transformer
 from pando.train.batches import length_buckets
-from pando.train.learning import Answering, Learning
+from pando.train.learning import Answering, Comparing, Learning
 
 
 @dataclass(frozen=True)
@@ -141,28 +141,45 @@ class LoraTrainer(Generic[E]):
     @torch.no_grad()
     def loss(self, examples: Sequence[E]) -> float:
         """Mean loss of other examples, in nats."""
-        parts = list(self._micro(examples))
-        total = sum(float(self.learning.loss(self._model, part, self.adapter)[0]) for part in parts)
-        return total / sum(map(self.learning.weight, examples))
+        parts, learning = list(self._micro(examples)), self.learning
+        if isinstance(learning, Comparing):
+            vectors = torch.cat([learning.vectors(self._model, part, self.adapter) for part in parts])
+            total = float(learning.compare(vectors, [one for part in parts for one in part]))
+        else:
+            total = sum(float(learning.loss(self._model, part, self.adapter)[0]) for part in parts)
+        return total / sum(map(learning.weight, examples))
 
     def _accumulate(self, indices: Sequence[int]) -> float:
         """Gradients of the mean loss of these examples; returns that mean."""
         examples = [self._examples[i] for i in indices]
         weight = sum(map(self.learning.weight, examples))
+        parts = list(self._micro(examples))
+        if isinstance(self.learning, Comparing) and len(parts) > 1:
+            self.tokens += sum(map(len, examples))
+            return self._compare(self.learning, parts, weight)
         total = 0.0
-        for part in self._micro(examples):
+        for part in parts:
             loss, tokens = self.learning.loss(self._model, part, self.adapter)
             (loss / weight).backward()
             self.tokens += tokens
             total += float(loss.detach())
         return total / weight
 
+    def _compare(self, learning: Comparing[E], parts: Sequence[Sequence[E]], weight: int) -> float:
+        """The same for examples that are compared with each other: their vectors first, then the loss's gradient for
+        these, then that of each part, computed again (GradCache, arXiv 2101.06983). One part at a time is in memory."""
+        with torch.no_grad():
+            vectors = torch.cat([learning.vectors(self._model, part, self.adapter) for part in parts])
+        vectors.requires_grad_()
+        loss = learning.compare(vectors, [one for part in parts for one in part])
+        (loss / weight).backward()
+        assert vectors.grad is not None
+        for part, wanted in zip(parts, vectors.grad.split([len(part) for part in parts]), strict=True):
+            learning.vectors(self._model, part, self.adapter).backward(wanted)
+        return float(loss.detach()) / weight
+
     def _micro(self, examples: Sequence[E]) -> Iterator[list[E]]:
-        """Parts of like length that are at most `micro_tokens` when padded (or a single longer example); one part where
-        examples are learnt together."""
-        if self.learning.together:
-            yield list(examples)
-            return
+        """Parts of like length that are at most `micro_tokens` when padded (or a single longer example)."""
         part: list[E] = []
         for example in sorted(examples, key=len):
             if part and (len(part) + 1) * len(example) > self.settings.micro_tokens:

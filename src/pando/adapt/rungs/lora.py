@@ -1,10 +1,10 @@
 """LoRA on the short prompt: what the instruction and demonstrations tell moves into the weights.
 
-All linear layers, loss on the answer and its end token only; a base that writes nothing learns to tell labels by a
+All linear layers, loss on the answer and its end token only. A base that writes nothing learns to tell labels by a
 linear layer on its hidden states, and documents are found by vectors that learn which query wants which. The learning
-rate follows a rule by the base's width; the
-rule, a third and three times of it run the first part of the schedule side by side, and the one with the lowest loss
-on select rows goes on. Of the checkpoints along the way, the one with the best select quality ships.
+rate follows a rule by the base's width; the rule, a third and three times of it run the first part of the schedule side
+by side, and the one with the lowest loss on select rows goes on. Of the checkpoints along the way, the one with the
+best select quality ships.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ RACE_ROWS = 64  # select rows whose loss decides it
 CHECKPOINTS = 4  # evaluations on select rows along the schedule
 PATIENCE = 2  # of them without a gain end the training
 MIN_ROWS = 8
-LEARNT_TOKENS = 128  # of a document, in training; the whole step is one forward pass
+LEARNT_TOKENS = 128  # of a document, in training
 
 
 class Lora:
