@@ -20,7 +20,7 @@ _ON = ("is_encoder_decoder", "normalize_embedding", "tie_word_embeddings")
 _TRAINING = ("dropout", "attention_dropout", "activation_dropout", "classif_dropout", "classifier_dropout",
              "encoder_layerdrop", "decoder_layerdrop", "init_std", "gradient_checkpointing")  # fmt: skip
 _GENERATION = ("early_stopping", "force_bos_token_to_be_generated", "forced_bos_token_id", "forced_eos_token_id",
-               "num_hidden_layers", "task_specific_params", "extra_pos_embeddings")  # fmt: skip
+               "num_hidden_layers", "task_specific_params", "extra_pos_embeddings", "output_past")  # fmt: skip
 _SITES = {
     "attention": "self_attn",
     "attention_post_norm": "self_attn_layer_norm",

@@ -42,6 +42,7 @@ def encoder_switches(hf: dict[str, Any]) -> Switches:
     """What configs of this kind say, without what is of training or of other heads."""
     switches = Switches({"hidden_act": "gelu"} | hf)
     switches.ignore("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+    switches.ignore("sentence_transformers", "sbert_ce_default_activation_function")  # how cross-encoders spell a logit
     switches.only("position_embedding_type", "absolute")
     switches.only("is_decoder", False)
     switches.only("add_cross_attention", False)
