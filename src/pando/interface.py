@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Message = dict[str, Any]  # {"role": "system" | "user" | "assistant", "content": str}
 Truncate = Literal["error", "left"]
 Pooling = Literal["mean", "last", "first", "both", "own"]
+Side = Literal["query", "document"]
 FinishReason = Literal["stop", "length", "abort"]
 
 
@@ -111,6 +112,8 @@ class FeatureRequest:
         pooling: "mean" over the tokens from `start` on, the "last" token, the "first" one, "both", mean and last end
             to end, or the base's "own": as its files say how a text becomes a vector (else the mean).
         start: characters at the head of `text` that are computed but not pooled (a shared instruction).
+        side: with the pooling "own", whether the text is a "query" or a "document": the base's own prompt for it stands
+            before it; None is the one that it says stands before every text, if any.
         skin: a skin or PEFT folder whose adapter is applied.
         truncate: as for scores; "left" drops the oldest tokens (of an encoder, those behind the first).
     """
@@ -119,6 +122,7 @@ class FeatureRequest:
     layers: Sequence[int] = (-1,)
     pooling: Pooling = "mean"
     start: int = 0
+    side: Side | None = None
     skin: str | None = None
     truncate: Truncate = "error"
 

@@ -213,6 +213,9 @@ def test_a_sentence_encoder_embeds_as_its_files_say(sentences: Path) -> None:
         (vector,) = engine.embed(["the fox"])
         (plain,) = engine.features([FeatureRequest(text="query: the fox", pooling="first")])
         assert np.allclose(vector, plain.vectors[0] / np.linalg.norm(plain.vectors[0]), atol=1e-6)
+        (found,) = engine.features([FeatureRequest(text="the fox", pooling="own", side="document")])
+        (plain,) = engine.features([FeatureRequest(text="passage: the fox", pooling="first")])
+        assert np.array_equal(found.vectors, plain.vectors)
         with pytest.raises(ContextLengthError, match="16"):
             engine.embed(["the fox " * 20])
         ids = tokens(1, 20)[0].tolist()

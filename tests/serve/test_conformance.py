@@ -11,11 +11,13 @@ from tests.serve.conftest import Running
 
 HI = [{"role": "user", "content": "hi"}]
 CHAT, TEXT, EMBED, CLASSIFY = "chat/completions", "completions", "embeddings", "classify"
+RERANK = "rerank"
 BASE: dict[str, dict[str, Any]] = {
     CHAT: {"messages": HI, "max_tokens": 1},
     TEXT: {"prompt": "hi", "max_tokens": 1},
     EMBED: {"input": "hi"},
     CLASSIFY: {"input": "hi"},
+    RERANK: {"query": "hi", "documents": ["a", {"text": "b"}]},
 }
 DEEP: dict[str, Any] = {"type": "object"}
 for _ in range(100):
@@ -59,6 +61,9 @@ ACCEPTED = [
     (TEXT, {"prompt": ["a"] * 128}),
     (EMBED, {"input": ["a"] * 65, "encoding_format": "base64", "user": "me"}),
     (EMBED, {"dimensions": None}),
+    (EMBED, {"input_type": "query"}),
+    (RERANK, {"top_n": 1, "return_documents": True}),
+    (RERANK, {"top_n": 9, "truncate": "left", "user": "me"}),
 ]
 
 BAD, MISSING, UNKNOWN, UNSUPPORTED = (
@@ -68,6 +73,14 @@ BAD, MISSING, UNKNOWN, UNSUPPORTED = (
     "unsupported_parameter",
 )
 REFUSED = [
+    (RERANK, {"query": None}, 400, MISSING, "query"),
+    (RERANK, {"documents": []}, 400, BAD, "documents"),
+    (RERANK, {"documents": "a"}, 400, BAD, "documents"),
+    (RERANK, {"documents": [{"body": "a"}]}, 400, BAD, "documents"),
+    (RERANK, {"documents": ["a"] * 2049}, 400, BAD, "documents"),
+    (RERANK, {"top_n": 0}, 400, BAD, "top_n"),
+    (RERANK, {"max_chunks_per_doc": 2}, 400, UNKNOWN, "max_chunks_per_doc"),
+    (EMBED, {"input_type": "clustering"}, 400, BAD, "input_type"),
     (CHAT, {"model": "gpt-4"}, 404, "model_not_found", "model"),
     (CHAT, {"model": None}, 400, MISSING, "model"),
     (CHAT, {"model": 7}, 400, BAD, "model"),

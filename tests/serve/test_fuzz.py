@@ -8,11 +8,11 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pando.serve.wire import ChatBody, ClassifyBody, CompletionBody, EmbeddingBody
+from pando.serve.wire import ChatBody, ClassifyBody, CompletionBody, EmbeddingBody, RerankBody
 from tests.serve.conftest import Running
-from tests.serve.test_conformance import BASE, CHAT, CLASSIFY, EMBED, TEXT
+from tests.serve.test_conformance import BASE, CHAT, CLASSIFY, EMBED, RERANK, TEXT
 
-MODELS = {CHAT: ChatBody, TEXT: CompletionBody, EMBED: EmbeddingBody, CLASSIFY: ClassifyBody}
+MODELS = {CHAT: ChatBody, TEXT: CompletionBody, EMBED: EmbeddingBody, CLASSIFY: ClassifyBody, RERANK: RerankBody}
 ANY = st.recursive(
     st.none()
     | st.booleans()

@@ -142,7 +142,8 @@ class RequestCompiler:
         text, pooling, limit = request.text, request.pooling, self._reader.context_length
         if pooling == "own":
             pooling, limit = self._embedding.pooling, min(limit, self._embedding.max_tokens or limit)
-            text = self._embedding.prompt + text if isinstance(text, str) else text
+            prompts = {"query": self._embedding.query, "document": self._embedding.document}
+            text = prompts.get(str(request.side), self._embedding.prompt) + text if isinstance(text, str) else text
         tokens = self._ids(text, "text")
         start = 0
         if isinstance(text, str) and request.start:

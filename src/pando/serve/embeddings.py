@@ -11,7 +11,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from pando.interface import FeatureRequest, Features
+from pando.interface import FeatureRequest, Features, Side
 from pando.serve.calls import Call
 from pando.serve.errors import ApiError
 from pando.serve.respond import respond
@@ -20,7 +20,6 @@ from pando.serve.wire import EmbeddingBody
 from pando.skin.search import unit
 
 router = APIRouter()
-Side = Literal["query", "document"]
 
 
 @router.post("/v1/embeddings", response_model=None)
@@ -55,7 +54,10 @@ async def embed(
         raise ApiError(400, f"{call.served.name} cannot embed texts", param="model", code="unsupported_model")
     skin, adapter = call.served.skin, call.served.adapter
     if skin is None or skin.method != "search" or skin.reading is None:
-        requests = [FeatureRequest(text=text, pooling="own", skin=adapter, truncate=truncate) for text in texts]
+        requests = [
+            FeatureRequest(text=text, pooling="own", side=side, skin=adapter, truncate=truncate)
+            for text, side in zip(texts, sides, strict=True)
+        ]
         return await call.locally(_vectors, await call.ask(requests), None)
     reading, how = skin.reading, skin.searching
     assert how is not None and skin.documents is not None

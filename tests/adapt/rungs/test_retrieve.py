@@ -140,3 +140,13 @@ def test_equal_scores_keep_the_order_of_the_corpus_and_shares_mix() -> None:
     assert list(ranked(documents, Searching(1.0, depth=3), "xx", near)) == ["c", "d", "a"]
     mixed = ranked(documents, Searching(0.5), "yy", near)
     assert next(iter(mixed)) == "d"
+
+
+def test_what_a_query_wants_is_shown(task: Task) -> None:
+    from pando.adapt.show import show
+    from pando.errors import TaskError
+
+    text = show(task, "embed", 2)
+    assert text.count("=== query") == 2 and "searched by vectors" in text and "--- wanted (1): d" in text
+    with pytest.raises(TaskError, match="is not for kind retrieve; it takes floor, embed, hybrid, lora"):
+        show(task, "few", 1)
