@@ -50,6 +50,8 @@ def write_base(folder: Path, model: Transformer, tokenizer_folder: Path, card: C
         copy_tokenizer(tokenizer_folder, new)
         _mark_as_trained(new, model.config.causal)
         ids = _token_ids(Tokenizer(new))
+        if model.config.encoder is not None:
+            ids["decoder_start_token_id"] = model.config.start_token
         save_model(model, new, ids)
         (new / "generation_config.json").write_text(json.dumps(ids, indent=1), encoding="utf-8")
         (new / CARD).write_text(card.text(), encoding="utf-8")

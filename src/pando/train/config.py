@@ -17,7 +17,7 @@ from pando.model.config import InitConfig
 from pando.train.optim import OptimConfig
 
 FORMAT = 1
-ENCODING = {"modernbert": ("masked",), "t5": ("span", "supervised")}  # what families with an encoder learn by
+LEARNS = {"encoder": ("masked",), "encoder-decoder": ("span", "supervised")}  # what such families learn by
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pando.errors import PandoError
-from pando.train.config import ENCODING, FORMAT, PretrainConfig, inner_dataclass
+from pando.model.families import family
+from pando.train.config import FORMAT, LEARNS, PretrainConfig, ShapeConfig, inner_dataclass
 
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmb])", re.IGNORECASE)
 _SCALES = {"k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
@@ -154,15 +155,16 @@ def _together(given: Given) -> None:
     experts = values.get("model.experts", 0)
     if experts and values.get("model.top_k", 2) > experts:
         raise given.wrong("model.top_k", f"is more than model.experts, {experts}")
-    family = values.get("model.family", "qwen3")
-    if family in ENCODING:
+    name = values.get("model.family", ShapeConfig.family)
+    found = family(name)
+    if found.group in LEARNS:
         if experts:
-            raise given.wrong("model.experts", f"a {family} has none")
-        if not set(values.get("objectives", {"causal": 1.0})) <= set(ENCODING[family]):
-            fitting = " or ".join(ENCODING[family])
-            raise given.wrong("objectives", f"a {family} learns by {fitting}: write {{{ENCODING[family][0]}: 1}}")
-        if family == "t5" and values.get("model.tied"):
-            raise given.wrong("model.tied", "a t5 (1.1) has a head of its own")
+            raise given.wrong("model.experts", f"a {name} has none")
+        fitting = LEARNS[found.group]
+        if not set(values.get("objectives", {"causal": 1.0})) <= set(fitting):
+            raise given.wrong("objectives", f"a {name} learns by {' or '.join(fitting)}: write {{{fitting[0]}: 1}}")
+    if values.get("model.tied") and not found.ties:
+        raise given.wrong("model.tied", f"a {name} has a head of its own")
     if values.get("model.head_dim", 2) % 2:
         raise given.wrong("model.head_dim", "must be even, for rotary positions")
     if values.get("sequence", 2) > values.get("model.context", values.get("sequence", 2)):

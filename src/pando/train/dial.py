@@ -18,20 +18,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pando.model import costs
-from pando.model.config import (
-    AttentionConfig,
-    ExpertsConfig,
-    HeadConfig,
-    LayerConfig,
-    MlpConfig,
-    ModelConfig,
-    NormConfig,
-    RelativeConfig,
-    RopeConfig,
-    RouterConfig,
-)
+from pando.model.config import ExpertsConfig, ModelConfig, RouterConfig
+from pando.model.families import family
+from pando.model.families.decoder import Shape
 from pando.model.upcycle import MIXTURES
-from pando.train.config import ENCODING, PretrainConfig, ShapeConfig, build
+from pando.train.config import PretrainConfig, ShapeConfig, build
 from pando.train.configfile import Given, parse_count
 
 TOKENS_PER_WEIGHT = 12  # nanochat
@@ -103,43 +94,28 @@ def resolve(given: Given, corpus: CorpusFacts, flops: Callable[[], float], usd_p
 
 def model_config(config: PretrainConfig, vocab_size: int, start: int = 0) -> ModelConfig:
     """The model of a resolved configuration; `start` is what a decoder with an encoder begins with."""
-    shape = config.model
-    common: dict[str, Any] = {
-        "family": shape.family,
-        "vocab_size": vocab_size,
-        "d_model": shape.width,
-        "context_length": shape.context,
-        "norm": NormConfig(eps=1e-6),
-        "tied": shape.tied,
-        "init": config.init,
-    }
-    if shape.family == "t5":
-        return _encoder_decoder(shape, common, start)
-    rope = RopeConfig(shape.head_dim, shape.rope_theta)
-    attention = AttentionConfig(shape.heads, shape.kv_heads, shape.head_dim, rope)
-    if shape.family == "modernbert":
-        plain = LayerConfig(attention, MlpConfig(shape.hidden, "gelu"))
-        layers = tuple(replace(plain, attention_norm=i > 0) for i in range(shape.depth))
-        head = HeadConfig("gelu", dense_bias=False)
-        common["norm"] = NormConfig("layer", 1e-5)
-        return ModelConfig(**common, layers=layers, embed_norm=True, both_ways=True, head=head)
-    if shape.family == "qwen3":
-        attention = replace(attention, qk_norm="head")
-    mlp: MlpConfig | ExpertsConfig = MlpConfig(shape.hidden)
-    if shape.experts:
-        each = shape.expert_hidden or max(1, shape.hidden // shape.top_k)
-        mlp = ExpertsConfig(shape.experts, each, RouterConfig(shape.top_k))
-        common["family"] = MIXTURES[shape.family]
-    return ModelConfig(**common, layers=(LayerConfig(attention, mlp),) * shape.depth)
-
-
-def _encoder_decoder(shape: ShapeConfig, common: dict[str, Any], start: int) -> ModelConfig:
-    """T5 1.1: gated, a head of its own, the scores as they are."""
-    cross = AttentionConfig(shape.heads, shape.heads, shape.head_dim, None, scale=1.0)
-    layer = LayerConfig(replace(cross, relative=RelativeConfig()), MlpConfig(shape.hidden, "gelu_tanh"))
-    reading, writing = ((one,) * shape.depth for one in (layer, replace(layer, cross=cross)))
-    encoder = ModelConfig(**common | {"tied": True}, layers=reading, both_ways=True, predicts=False)
-    return ModelConfig(**common, layers=writing, encoder=encoder, start_token=start)
+    wanted, found = config.model, family(config.model.family)
+    assert found.fresh is not None
+    shape = Shape(
+        d_model=wanted.width,
+        heads=wanted.heads,
+        kv_heads=wanted.kv_heads,
+        head_dim=wanted.head_dim,
+        hidden=wanted.hidden,
+        activation="silu",
+        depth=wanted.depth,
+        context_length=wanted.context,
+    )
+    more = {"vocab_size": vocab_size, "tied": wanted.tied, "init": config.init}
+    made = found.fresh(shape, wanted.rope_theta, more)
+    if made.encoder is not None:
+        made = replace(made, start_token=start)
+    if not wanted.experts:
+        return made
+    each = wanted.expert_hidden or max(1, wanted.hidden // wanted.top_k)
+    experts = ExpertsConfig(wanted.experts, each, RouterConfig(wanted.top_k))
+    layers = tuple(replace(layer, mlp=experts) for layer in made.layers)
+    return replace(made, family=MIXTURES[wanted.family], layers=layers)
 
 
 def scaling_weights(model: ModelConfig) -> int:
@@ -185,13 +161,14 @@ def _heads(values: dict[str, Any], depth: int, width: int) -> ShapeConfig:
     about 8/3 of the width."""
     head_dim = values.get("model.head_dim", _HEAD if width < 2048 else 128)
     heads = values.get("model.heads", max(1, width // head_dim))
-    grouped = heads % 2 == 0 and values.get("model.family") not in ENCODING
+    found = family(values.get("model.family", ShapeConfig.family))
+    grouped = heads % 2 == 0 and found.group == "decoder"
     kv = values.get("model.kv_heads", heads // 2 if grouped else heads)
     hidden = values.get("model.hidden", 64 * round(8 * width / 3 / 64))
     given = {name.removeprefix("model."): v for name, v in values.items() if name.startswith("model.")}
     length = {"context": max(1024, values.get("sequence", 0))}
     made = {"depth": depth, "width": width, "head_dim": head_dim, "heads": heads, "kv_heads": kv, "hidden": hidden}
-    made |= {"tied": False} if values.get("model.family") == "t5" else {}
+    made |= {} if found.ties else {"tied": False}
     return ShapeConfig(**{**length, **made, **given})
 
 
@@ -247,7 +224,7 @@ def _checked(given: Given, config: PretrainConfig) -> PretrainConfig:
     shape = config.model
     if config.sequence > shape.context:
         raise given.wrong("sequence", f"{config.sequence} is longer than model.context, {shape.context}")
-    if shape.family in ENCODING and shape.kv_heads != shape.heads:
+    if family(shape.family).group != "decoder" and shape.kv_heads != shape.heads:
         raise given.wrong("model.kv_heads", f"a {shape.family} has as many as heads, {shape.heads}")
     if shape.heads % shape.kv_heads:
         raise given.wrong("model.kv_heads", f"{shape.heads} heads cannot share {shape.kv_heads} key-value heads")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pando.errors import BaseModelError
 from pando.model.config import ModelConfig
@@ -16,6 +16,8 @@ from pando.model.families.reading import Switches
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from pando.model.families.decoder import Shape
 
 Keys = Callable[[ModelConfig], Iterator[tuple[str, str]]]
 
@@ -136,6 +138,10 @@ class Family:
         ignored: regular expressions of keys that old files carry and nothing needs.
         copies: of keys that may be there once more and must hold the embedding.
         zeros: of keys that may be there and must hold nothing but zeros.
+        group: which stacks it has.
+        fresh: a config to train from nothing, from sizes, base of rotary positions, and other fields of `ModelConfig`;
+            None: it is not pretrained here.
+        ties: whether the head may be the embedding.
         gguf: how GGUF files keep it, or None.
     """
 
@@ -148,6 +154,9 @@ class Family:
     ignored: tuple[str, ...] = field(default=())
     copies: tuple[str, ...] = ()
     zeros: tuple[str, ...] = ()
+    group: Literal["decoder", "encoder", "encoder-decoder"] = "decoder"
+    fresh: Callable[[Shape, float, Mapping[str, Any]], ModelConfig] | None = None
+    ties: bool = True
     gguf: Gguf | None = None
 
 

@@ -106,6 +106,7 @@ def _keys(config: ModelConfig) -> Iterator[tuple[str, str]]:
 
 FAMILY = Family(
     name="bart",
+    group="encoder-decoder",
     config=_config,
     hf_config=_hf_config,
     keys=_keys,

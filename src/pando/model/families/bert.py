@@ -106,6 +106,7 @@ def encoder_names(config: ModelConfig, prefix: str, head: dict[str, str], bias: 
 
 FAMILY = Family(
     name="bert",
+    group="encoder",
     config=lambda hf: read_encoder(encoder_switches(hf), "bert", hf),
     hf_config=lambda config: write_encoder(config, "Bert"),
     keys=lambda config: encoder_names(

@@ -11,18 +11,16 @@ from typing import Any
 from pando.model.config import LayerConfig, ModelConfig, NormConfig
 from pando.model.families import Family, Gguf
 from pando.model.families.decoder import (
-    GGUF_AFTER,
     HF_ENDS,
     HF_SITES,
     finish,
-    gguf_sites,
     names,
-    read_gguf_as_hf,
     read_shape,
     read_windows,
     write_decoder,
     write_windows,
 )
+from pando.model.families.decoder_gguf import GGUF_AFTER, gguf_sites, read_gguf_as_hf
 from pando.model.families.reading import Switches, read_rope
 
 _SITES = HF_SITES | {

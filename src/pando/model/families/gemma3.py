@@ -11,7 +11,8 @@ from typing import Any
 
 from pando.model.config import LayerConfig, ModelConfig, NormConfig
 from pando.model.families import Family, Gguf
-from pando.model.families.decoder import FULL, SLIDING, finish, read_gguf_as_hf, read_shape, read_windows, write_ropes
+from pando.model.families.decoder import FULL, SLIDING, finish, read_shape, read_windows, write_ropes
+from pando.model.families.decoder_gguf import read_gguf_as_hf
 from pando.model.families.gemma2 import gemma_gguf_names, gemma_names, gemma_scale, gemma_switches, write_gemma
 from pando.model.families.reading import Switches, read_ropes
 

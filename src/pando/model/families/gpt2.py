@@ -11,7 +11,8 @@ from typing import Any
 
 from pando.model.config import LayerConfig, ModelConfig, NormConfig
 from pando.model.families import Family, Gguf, Packed
-from pando.model.families.decoder import finish, gguf_sites, names, packed, read_gguf_as_hf, read_shape
+from pando.model.families.decoder import finish, names, packed, read_shape
+from pando.model.families.decoder_gguf import gguf_sites, read_gguf_as_hf
 from pando.model.families.reading import Switches
 
 _CALLED = {

@@ -11,16 +11,8 @@ from typing import Any
 
 from pando.model.config import LayerConfig, MlpConfig, ModelConfig, NormConfig
 from pando.model.families import Family, Gguf
-from pando.model.families.decoder import (
-    finish,
-    gguf_names,
-    hf_names,
-    paired_heads,
-    read_gguf_decoder,
-    read_shape,
-    write_decoder,
-    write_gguf_decoder,
-)
+from pando.model.families.decoder import finish, fresh_decoder, hf_names, read_shape, write_decoder
+from pando.model.families.decoder_gguf import gguf_names, paired_heads, read_gguf_decoder, write_gguf_decoder
 from pando.model.families.reading import Switches, read_rope
 
 
@@ -51,6 +43,7 @@ FAMILY = Family(
     config=_config,
     hf_config=_hf_config,
     keys=hf_names,
+    fresh=fresh_decoder("llama"),
     ignored=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
     gguf=Gguf("llama", lambda s: read_gguf_decoder(s, "llama"), write_gguf_decoder, gguf_names, paired=paired_heads),
 )

@@ -15,14 +15,12 @@ from pando.model.families.decoder import (
     HF_SITES,
     experts,
     finish,
-    gguf_moe_names,
     names,
-    paired_heads,
-    read_gguf_as_hf,
     read_router,
     read_shape,
     write_decoder,
 )
+from pando.model.families.decoder_gguf import gguf_moe_names, paired_heads, read_gguf_as_hf
 from pando.model.families.reading import Switches, read_rope
 
 _SITES = HF_SITES | {"mlp.router": "block_sparse_moe.gate"}

@@ -6,14 +6,16 @@ Paper: arXiv 2412.13663. Not covered: classification heads, dropout, quantised w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from pando.model.config import HeadConfig, LayerConfig, ModelConfig, NormConfig
+from pando.model.config import HeadConfig, LayerConfig, ModelConfig, NormConfig, RopeConfig
 from pando.model.families import Family, Packed
 from pando.model.families.decoder import (
     FULL,
     SLIDING,
+    Shape,
     finish,
     names,
     packed,
@@ -108,8 +110,20 @@ def _packed(config: ModelConfig) -> Iterator[Packed]:
     return packed(config, _LAYERS, _FUSED)
 
 
+def _fresh(shape: Shape, theta: float, more: Mapping[str, Any]) -> ModelConfig:
+    """All layers see all of a text; those that look around them only pay where texts are long."""
+    shape = replace(shape, activation="gelu")
+    attention = shape.attention(RopeConfig(shape.head_dim, theta))
+    layers = tuple(LayerConfig(attention, shape.mlp(), attention_norm=i > 0) for i in range(shape.depth))
+    head = HeadConfig("gelu", dense_bias=False)
+    norm = NormConfig("layer", 1e-5)
+    return shape.model("modernbert", layers, norm=norm, embed_norm=True, both_ways=True, head=head, **more)
+
+
 FAMILY = Family(
     name="modernbert",
+    group="encoder",
+    fresh=_fresh,
     config=_config,
     hf_config=_hf_config,
     keys=_keys,

@@ -11,17 +11,8 @@ from typing import Any
 
 from pando.model.config import LayerConfig, ModelConfig, NormConfig
 from pando.model.families import Family, Gguf, Packed
-from pando.model.families.decoder import (
-    HF_ENDS,
-    HF_SITES,
-    finish,
-    gguf_sites,
-    names,
-    packed,
-    read_gguf_as_hf,
-    read_shape,
-    write_decoder,
-)
+from pando.model.families.decoder import HF_ENDS, HF_SITES, finish, names, packed, read_shape, write_decoder
+from pando.model.families.decoder_gguf import gguf_sites, read_gguf_as_hf
 from pando.model.families.reading import Switches, read_rope
 
 _FUSED = {

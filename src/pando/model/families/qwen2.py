@@ -9,17 +9,8 @@ from typing import Any
 
 from pando.model.config import LayerConfig, ModelConfig, NormConfig
 from pando.model.families import Family, Gguf
-from pando.model.families.decoder import (
-    finish,
-    gguf_names,
-    hf_names,
-    read_gguf_decoder,
-    read_shape,
-    read_windows,
-    write_decoder,
-    write_gguf_decoder,
-    write_windows,
-)
+from pando.model.families.decoder import finish, hf_names, read_shape, read_windows, write_decoder, write_windows
+from pando.model.families.decoder_gguf import gguf_names, read_gguf_decoder, write_gguf_decoder
 from pando.model.families.reading import Switches, read_rope
 
 

@@ -9,17 +9,8 @@ from typing import Any
 
 from pando.model.config import ExpertsConfig, LayerConfig, MlpConfig, ModelConfig, NormConfig
 from pando.model.families import Family, Gguf
-from pando.model.families.decoder import (
-    Shape,
-    finish,
-    gguf_moe_names,
-    hf_experts,
-    hf_moe_names,
-    read_gguf_as_hf,
-    read_router,
-    read_shape,
-    write_decoder,
-)
+from pando.model.families.decoder import Shape, finish, hf_experts, hf_moe_names, read_router, read_shape, write_decoder
+from pando.model.families.decoder_gguf import gguf_moe_names, read_gguf_as_hf
 from pando.model.families.reading import Switches, read_rope
 
 

@@ -9,15 +9,8 @@ from typing import Any
 
 from pando.model.config import LayerConfig, ModelConfig, NormConfig
 from pando.model.families import Family, Gguf
-from pando.model.families.decoder import (
-    finish,
-    gguf_names,
-    hf_names,
-    read_gguf_decoder,
-    read_shape,
-    write_decoder,
-    write_gguf_decoder,
-)
+from pando.model.families.decoder import finish, fresh_decoder, hf_names, read_shape, write_decoder
+from pando.model.families.decoder_gguf import gguf_names, read_gguf_decoder, write_gguf_decoder
 from pando.model.families.qwen2 import read_upper_windows, write_upper_windows
 from pando.model.families.reading import Switches, read_rope
 
@@ -47,5 +40,6 @@ FAMILY = Family(
     config=_config,
     hf_config=_hf_config,
     keys=hf_names,
+    fresh=fresh_decoder("qwen3", qk_norm="head"),
     gguf=Gguf("qwen3", lambda s: read_gguf_decoder(s, "qwen3", qk_norm="head"), write_gguf_decoder, gguf_names),
 )

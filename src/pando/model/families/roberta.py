@@ -31,6 +31,7 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
 
 FAMILY = Family(
     name="roberta",
+    group="encoder",
     config=_config,
     hf_config=lambda config: write_encoder(config, _CLASSES[config.family]) | {"pad_token_id": _OFFSET - 1},
     keys=lambda config: encoder_names(

@@ -9,16 +9,8 @@ from typing import Any
 
 from pando.model.config import LayerConfig, ModelConfig, NormConfig
 from pando.model.families import Family, Gguf
-from pando.model.families.decoder import (
-    HF_ENDS,
-    HF_SITES,
-    finish,
-    gguf_names,
-    names,
-    read_gguf_as_hf,
-    read_shape,
-    write_decoder,
-)
+from pando.model.families.decoder import HF_ENDS, HF_SITES, finish, names, read_shape, write_decoder
+from pando.model.families.decoder_gguf import gguf_names, read_gguf_as_hf
 from pando.model.families.reading import Switches, read_rope
 
 _SITES = HF_SITES | {"mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}

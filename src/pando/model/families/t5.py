@@ -6,12 +6,13 @@ dropout, quantised weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pando.model.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig, NormConfig, RelativeConfig
 from pando.model.families import Family
-from pando.model.families.decoder import names
+from pando.model.families.decoder import Shape, names
 from pando.model.families.reading import Switches
 
 _ACTIVATIONS = {"relu": ("relu", False), "gated-gelu": ("gelu_tanh", True), "gated-silu": ("silu", True)}
@@ -111,8 +112,21 @@ def _keys(config: ModelConfig) -> Iterator[tuple[str, str]]:
             yield ours + name, key
 
 
+def _fresh(shape: Shape, theta: float, more: Mapping[str, Any]) -> ModelConfig:
+    """T5 1.1: gated, a head of its own, scores as they are; it has no rotary positions."""
+    cross = shape.attention(None, scale=1.0)
+    layer = LayerConfig(replace(cross, relative=RelativeConfig()), replace(shape, activation="gelu_tanh").mlp())
+    reading, writing = ((one,) * shape.depth for one in (layer, replace(layer, cross=cross)))
+    common = {**more, "norm": NormConfig(eps=1e-6)}
+    encoder = shape.model("t5", reading, both_ways=True, predicts=False, **common | {"tied": True})
+    return shape.model("t5", writing, encoder=encoder, **common)
+
+
 FAMILY = Family(
     name="t5",
+    group="encoder-decoder",
+    fresh=_fresh,
+    ties=False,
     config=_config,
     hf_config=_hf_config,
     keys=_keys,
