@@ -71,6 +71,7 @@ FIELDS: dict[str, dict[str, Any]] = {
         "layers": (-1,),
         "pooling": "mean",
         "start": 0,
+        "side": None,
         "skin": None,
         "truncate": "error",
     },

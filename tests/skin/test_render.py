@@ -142,7 +142,7 @@ class TestTrainingRowsAreRequests:
         row = example(data.draw(st.sampled_from(labels)), text=data.draw(text))
         prompt, answer = training_example(skin, row, real_model)
         (request,) = skin.ask(real_model, row)
-        job = real_model._compiler.scoring(request, None)
+        (job,) = real_model._compiler.scoring(request, None)
         tokenizer = real_model.base.tokenizer
         ids = tokenizer.encode(prompt)
         (answer_ids,) = tokenizer.encode_continuations(prompt, ids, [answer])
