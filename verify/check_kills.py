@@ -50,9 +50,13 @@ def whole(task: Path, out: Path) -> tuple[dict[str, Any], float]:
     return json.loads(done.stdout), time.monotonic() - start
 
 
-def killed(task: Path, out: Path, after: float) -> bool:
-    """Starts a run and kills it; False if it ended before."""
+def killed(task: Path, out: Path, after: float, working: bool = False) -> bool:
+    """Starts a run and kills it after so many seconds, counted from its first work on the ladder if `working`; False if
+    it ended before."""
+    run, before = out / "run.json", (out / "run.json").stat().st_mtime_ns if working else 0
     process = subprocess.Popen(command(task, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while working and run.stat().st_mtime_ns == before and process.poll() is None:
+        time.sleep(0.01)
     try:
         process.wait(after)
         return False
@@ -109,11 +113,7 @@ def main() -> int:
 
     out = work / "killed"
     shutil.rmtree(out, ignore_errors=True)
-    # the numbers LoRA trains in are those that were fastest when it was first asked, which may differ between runs
     note = Path("rungs", "lora", "numbers.json")
-    if (work / "reference" / note).exists():
-        (out / note).parent.mkdir(parents=True)
-        shutil.copy(work / "reference" / note, out / note)
     draw = random.Random(7)
     kills, stored = 0, b""
     while kills < KILLS:
@@ -122,6 +122,10 @@ def main() -> int:
         if not killed(task, out, after):
             break
         kills += 1
+        if (out / "run.json").exists() and not (out / note).exists() and (work / "reference" / note).exists():
+            # LoRA trains in the numbers that were fastest when it was first asked, which may differ between runs
+            (out / note).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(work / "reference" / note, out / note)
         now = (out / "items.jsonl").read_bytes() if (out / "items.jsonl").exists() else b""
         if not now.startswith(stored[: stored.rfind(b"\n") + 1]):
             print(f"kill {kills}: lines of the store were lost or changed")
@@ -132,7 +136,7 @@ def main() -> int:
         for name in ("report.json", "skin"):
             path = out / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        kills += killed(task, out, draw.uniform(1, 4))
+        kills += killed(task, out, draw.uniform(0.1, 2), working=True)
     report, _ = whole(task, out)
     again, _ = whole(task, out)
 

@@ -121,6 +121,9 @@ def main(names: list[str], folder: Path = HERE, root: Path = ROOT, keep: Path = 
         return 130
     finally:
         table(outcomes)
+    unrun = [one.check for one in outcomes if one.code == 77]
+    if unrun:
+        print(f"{len(outcomes) - len(unrun)} of {len(outcomes)} were run; not: {', '.join(unrun)}")
     return int(any(one.code not in VERDICTS for one in outcomes))
 
 

@@ -13,10 +13,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pando.errors import FormatVersionError, PandoError
 
+T = TypeVar("T")
 _counter = itertools.count()
 
 
@@ -205,6 +206,17 @@ def _swap(new: Path, path: Path) -> None:
     sync(path.parent)
     if old:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def patiently(read: Callable[[], T], *errors: type[Exception]) -> T:
+    """What `read` gives of a folder; tried again after these errors, for one that is being replaced is away for an
+    instant."""
+    for pause in (0.02, 0.1):
+        try:
+            return read()
+        except errors:
+            time.sleep(pause)
+    return read()
 
 
 def sync(path: Path) -> None:

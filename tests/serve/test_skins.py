@@ -134,6 +134,10 @@ def test_max_tokens_cuts_what_a_skin_writes_and_no_label(server: Running, model:
     "sent",
     [
         {"n": 2},
+        {"temperature": 0.7},
+        {"top_p": 0.5},
+        {"top_k": 40},
+        {"min_p": 0.1},
         {"stop": "x"},
         {"logprobs": True},
         {"presence_penalty": 1},
@@ -152,7 +156,7 @@ def test_a_skins_decoding_is_its_own(server: Running, sent: dict[str, Any]) -> N
 
 
 def test_what_changes_no_answer_of_a_skin_is_taken(server: Running) -> None:
-    sent = {"temperature": 0.7, "top_p": 0.5, "seed": 3, "response_format": {"type": "text"}, "user": "me"}
+    sent = {"temperature": 0, "top_p": 1, "top_k": 1, "seed": 3, "response_format": {"type": "text"}, "user": "me"}
     answer = server.http.post("/v1/chat/completions", json={"model": "mood", "messages": ASK, **sent})
     assert answer.status_code == 200
 
@@ -257,6 +261,13 @@ def test_a_skin_that_breaks_while_served_is_named_and_the_others_go_on(server: R
     assert answer.status_code == 500 and "skin.yaml" in answer.json()["error"]["message"]
     assert server.openai.chat.completions.create(model="mood", messages=ASK).choices
     assert server.openai.completions.create(model="fake", prompt="x").choices
+    (folder / "copied").mkdir()  # half a skin that nobody knows yet
+    (folder / "copied" / "skin.yaml").write_text("")
+    names = [model.id for model in server.openai.models.list()]
+    assert "mood" in names and "mood-floor" not in names
+    assert server.http.post("/v1/chat/completions", json={"model": "nobody", "messages": ASK}).status_code == 404
+    answer = server.http.post("/v1/chat/completions", json={"model": "mood-floor", "messages": ASK})
+    assert answer.status_code == 500 and "skin.yaml" in answer.json()["error"]["message"]
 
 
 def test_what_a_skins_folder_may_be(tmp_path: Path, model: FakeModel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def check(folder: Path, n: int) -> None:
 def test_every_row_is_answered_or_listed_as_bad(tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", 300)
     seen = []
-    tally = run(tmp_path, done=lambda predictions, count: seen.append(count))
+    tally = run(tmp_path, done=lambda predictions, count, seconds: seen.append(count))
     check(tmp_path, 300)
     assert tally.rows == 300 == sum(seen)
     assert tally.bad == len(read(tmp_path / "preds.jsonl.bad.jsonl")) > 100
@@ -109,6 +110,12 @@ def test_again_there_is_nothing_to_do_and_new_rows_are_added(tmp_path: Path) -> 
     with rows.open("a") as file:
         file.write('{"text": "I love it"}\n')
     assert run(tmp_path, model) == Tally(answered=1, before=4000)
+    assert run(tmp_path, model) == Tally(before=4001)
+    data = bytearray(rows.read_bytes())
+    data[-100] ^= 1  # far behind the first rows
+    rows.write_bytes(data)
+    with pytest.raises(PandoError, match="other rows"):
+        run(tmp_path, model)
 
 
 def test_other_skin_other_rows_or_a_stranger_is_not_touched(tmp_path: Path) -> None:
@@ -121,6 +128,13 @@ def test_other_skin_other_rows_or_a_stranger_is_not_touched(tmp_path: Path) -> N
     run(tmp_path)
     with pytest.raises(PandoError, match="another skin"):
         predict_file(skins.floor(), None, tmp_path / "rows.jsonl", out)
+    other = FakeModel(skins.HINTS, fail="poison")
+    other.identity = replace(other.identity, hash="sha256:other")
+    with pytest.raises(PandoError, match="another base"):
+        run(tmp_path, other)
+    with pytest.raises(PandoError, match="would take the place of the rows"):
+        predict_file(skins.score(), other, out, out, fresh=True)
+    assert read(out)
     (tmp_path / "rows.jsonl").write_text('{"text": "new"}\n')
     with pytest.raises(PandoError, match="other rows"):
         run(tmp_path)
@@ -129,8 +143,6 @@ def test_other_skin_other_rows_or_a_stranger_is_not_touched(tmp_path: Path) -> N
 
 
 def test_withheld_answers_are_counted_and_marked(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     (tmp_path / "rows.jsonl").write_text('{"text": "I love it, fine"}\n{"text": "hm"}\n')
     skin = replace(skins.score(), abstain=0.7)
     out = tmp_path / "preds.jsonl"

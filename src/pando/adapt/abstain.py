@@ -38,7 +38,7 @@ class Answers:
 def choose_threshold(wanted: Abstain, found: Answers) -> tuple[float | None, str]:
     """The threshold of a skin (None: nothing is withheld), and why.
 
-    For a wanted precision, thresholds that answer all, 90 %, ... 10 % of the development rows are tried. The lowest is
+    For a wanted precision, thresholds that answer all, 90 %, ... 10 % of the confirmation rows are tried. The lowest is
     taken whose mean value is shown to reach the precision, by a one-sided 95 % bound over all ten.
     """
     if wanted.below is not None:
@@ -51,7 +51,7 @@ def choose_threshold(wanted: Abstain, found: Answers) -> tuple[float | None, str
         bound = lower_bound(kept, ALPHA / _STEPS) if kept else -math.inf
         if kept and bound >= wanted.precision:
             shown = (
-                f"of the {kept.n:,} of {len(found.items):,} development rows that are answered {kept.value:.3f} are "
+                f"of the {kept.n:,} of {len(found.items):,} confirmation rows that are answered {kept.value:.3f} are "
                 f"right, over {bound:.3f} with {100 * (1 - ALPHA / _STEPS):g} % confidence"
             )
             if step == 0:

@@ -42,13 +42,16 @@ class Folder:
             fresh: throw away what an earlier run left here.
 
         Raises:
-            PandoError: another process works in it, it cannot be written, or its `run.json` is damaged.
+            PandoError: another process works in it, it cannot be written, its `run.json` is damaged, or it holds files
+                under the names of ours that no ladder wrote.
         """
         self.path = Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise PandoError(f"cannot make the folder {self.path}: {error.strerror}") from None
+        if not (self.path / "run.json").exists() and (others := [n for n in _OURS if (self.path / n).exists()]):
+            raise PandoError(f"{self.path} holds {others[0]}, which no ladder wrote: use another --out")
         self._lock = (self.path / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -63,7 +66,7 @@ class Folder:
         self._made_for: dict[str, str] = dict(found.get("made_for") or {})
 
     def claim(self, **purpose: str) -> None:
-        """Says what the run is for; the first time that is kept, later it must be the same.
+        """Says what the run is for; later it must be the same. It is kept from the first `beat` on.
 
         Raises:
             PandoError: the folder was made for something else.
@@ -75,7 +78,6 @@ class Folder:
                 raise PandoError(
                     f"{self.path} holds a ladder with another {name}{was}: use another --out, or --fresh to start anew"
                 )
-        self.beat()
 
     @property
     def seconds(self) -> float:

@@ -5,7 +5,7 @@ Confirmation and test rows are not here: comparing rungs and choosing among them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +35,7 @@ class Lab:
         model: the base at work.
         metric: of the task.
         seed: of the task.
+        too_long: ids of the training rows that the rung being built could not read.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Lab:
         self.labels = splits.labels
         self.metric: Metric = scorer.metric
         self._scorer, self._folder, self._ledger = scorer, folder, ledger
+        self.too_long: set[str] = set()
         self._billed = 0.0  # outside `evaluate`
 
     def evaluate(self, skin: Skin, examples: Literal["select"] | Sequence[Example] = "select") -> Evaluation:
@@ -62,6 +64,10 @@ class Lab:
     def workdir(self, rung: str) -> Path:
         """A folder of the rung's own that outlives an interruption."""
         return self._folder.workdir(rung)
+
+    def unread(self, rows: Iterable[Example]) -> None:
+        """Says which training rows do not fit the base's context, for the account of the task's rows."""
+        self.too_long.update(row.id for row in rows)
 
     def bill(self, kind: Kind, seconds: float, usage: Usage | None = None) -> None:
         """Writes what a rung spent outside `evaluate`: the machine's seconds, and tokens."""

@@ -122,6 +122,8 @@ def adapt(
             model = load(base, device=device, dtype=dtype)
             stack.callback(model.close)
         folder.claim(base=model.identity.hash, dtype=model.dtype)
+        folder.beat()  # nothing is kept of a run that could not begin
+        splits.keep(folder.splits)
         ledger = stack.enter_context(open_ledger())
         return Ladder(task, splits, model, folder, ledger, mode).run()
 
@@ -157,7 +159,7 @@ class Ladder:
         climbed: list[Climbed] = []
         passed: str | None = None
         for rung, reason in self._ordered():
-            reason = reason or (f"{passed} passed before it" if passed else None) or self._over_budget()
+            reason = reason or (f"{passed} passed before it" if passed else None) or self._over_budget(rung)
             if reason:
                 climbed.append(Climbed(rung.name, f"skipped: {reason}"))
                 continue
@@ -187,9 +189,10 @@ class Ladder:
             fit.sort(key=lambda rung: rung.cost(self.task, self.lab))
         return [(rung, None) for rung in fit] + [(r, reasons[r.name]) for r in rungs if reasons[r.name] is not None]
 
-    def _over_budget(self) -> str | None:
+    def _over_budget(self, rung: Rung) -> str | None:
+        """Why there is no time for a rung; one that was begun in time is finished, in a run that goes on too."""
         minutes = self.task.budget.minutes
-        if minutes is None or self.folder.seconds < 60 * minutes:
+        if minutes is None or self.folder.seconds < 60 * minutes or self.folder.state(rung.name):
             return None
         return f"the budget of {minutes:g} minutes is spent"
 
@@ -204,7 +207,8 @@ class Ladder:
         candidate = Candidate(rung.name, select.quality, sample, speed.p95_ms, cost)
         if not skin.card:
             skin = replace(skin, card=self._card(skin, sample, "confirm")).save(self.folder.skin(rung.name))
-        return Climbed(rung.name, "ok", seconds, skin, select, confirm, speed, candidate)
+        too_long = self.folder.state(rung.name).get("too_long", [])
+        return Climbed(rung.name, "ok", seconds, skin, select, confirm, speed, candidate, too_long)
 
     def _built(self, rung: Rung) -> tuple[Skin, float]:
         """The rung's best skin and the seconds that building it took, over all interruptions."""
@@ -212,12 +216,14 @@ class Ladder:
         seconds = float(state.get("seconds", 0.0))
         if "skin" not in state:
             start, billed = time.perf_counter(), self.lab.billed
+            self.lab.too_long.clear()
             with self._timed(rung.name, seconds):
                 skin = rung.propose(self.task, self.lab)[0].save(self.folder.skin(rung.name))
             spent = time.perf_counter() - start
             seconds += spent
             self.lab.bill_build(rung.name, max(0.0, spent - (self.lab.billed - billed)), skin)
-            self.folder.keep(rung.name, {"seconds": seconds, "skin": skin.version})
+            built = {"seconds": seconds, "skin": skin.version, "too_long": sorted(self.lab.too_long)}
+            self.folder.keep(rung.name, built)
         return load_skin(self.folder.skin(rung.name), self.model), seconds
 
     @contextmanager
@@ -271,20 +277,19 @@ class Ladder:
         if chosen is None or tested is None:
             shutil.rmtree(self.folder.chosen, ignore_errors=True)  # left by an earlier decision
             return
-        assert chosen.skin and chosen.select and chosen.confirm
+        assert chosen.skin and chosen.confirm
         skin = replace(chosen.skin, card=self._card(chosen.skin, tested.sample, "test"))
         if self.task.abstain:
-            rows = [*self.splits.select, *self.splits.confirm]
-            below, why = choose_threshold(self.task.abstain, _answers(rows, chosen.select, chosen.confirm))
+            # not on select rows, which the skin's own parts were chosen by
+            below, why = choose_threshold(self.task.abstain, _answers(self.splits.confirm, chosen.confirm))
             test = above_threshold(_answers(tested.rows, tested.found), below)
             data["abstain"] = {"below": below, "why": why, "test": test}
             skin = replace(skin, abstain=below)
         skin.save(self.folder.chosen)
 
 
-def _answers(rows: Sequence[Example], *found: Evaluation) -> Answers:
-    predictions = [p for one in found for p in one.predictions]
-    return Answers(predictions, [item for one in found for item in one.items], groups_of(rows))
+def _answers(rows: Sequence[Example], found: Evaluation) -> Answers:
+    return Answers(found.predictions, found.items, groups_of(rows))
 
 
 def _say(text: str) -> None:

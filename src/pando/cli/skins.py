@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -27,18 +28,28 @@ def list_skins(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the skins in a folder: what each does, on which base, and how well."""
-    from pando.errors import SkinError
+    from pando.errors import PandoError, SkinError
     from pando.skin import load_skin
 
     if not folder.is_dir():
         raise SkinError(f"there is no folder {folder}")
-    skins = [(path, load_skin(path)) for path in sorted(_find(folder))]
+    skins: list[tuple[Path, Skin]] = []
+    broken: list[PandoError] = []
+    for path in sorted(_find(folder)):
+        try:
+            skins.append((path, load_skin(path)))
+        except PandoError as error:
+            broken.append(error)
     if as_json:
         print(json.dumps([_record(path, skin) for path, skin in skins], indent=2, ensure_ascii=False))
-    elif not skins:
-        print(f"No skin in {folder}: make one with pando adapt.")
-    else:
+    elif skins:
         _print_table(skins)
+    elif not broken:
+        print(f"No skin in {folder}: make one with pando adapt.")
+    for why in broken:
+        print(f"pando: {why}", file=sys.stderr)
+    if broken:
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -101,7 +112,8 @@ def _quality(skin: Skin) -> str:
     card = skin.card
     if "quality" not in card:
         return "not measured"
-    return f"{card['quality']:.3f} [{card['low']:.2f}, {card['high']:.2f}] {card.get('metric', '')}"
+    low, high = ("?" if card.get(end) is None else f"{card[end]:.2f}" for end in ("low", "high"))
+    return f"{card['quality']:.3f} [{low}, {high}] {card.get('metric', '')}"
 
 
 def _lines(skin: Skin) -> Iterator[tuple[str, str]]:

@@ -11,12 +11,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
+from pando.engine.adapters import AdapterCache
 from pando.engine.batch import Row, StepContext, mix_adapters
 from pando.engine.cache import BLOCK, KVCache
 from pando.engine.jobs import Job, Logits
@@ -40,8 +40,6 @@ from pando.interface import (
 from pando.model.base import BaseModel
 from pando.model.config import ModelConfig
 from pando.model.context import PackedContext
-from pando.model.lora import LoraAdapter
-from pando.model.peft import has_adapter, load_peft
 from pando.model.spelling import Spelling
 from pando.model.transformer import Block, Transformer
 
@@ -83,9 +81,9 @@ class Engine:
         self._scheduler = Scheduler(self._cache, self._sources, budget)
         self._compiler = RequestCompiler(base, module)
         self._spelling = Spelling(base.tokenizer.raw)
-        self._adapters: dict[str, tuple[int, LoraAdapter | None]] = {}
-        self._adapter_lock = threading.Lock()
+        self._adapters = AdapterCache(module, device, self._number)
         self._inbox: queue.SimpleQueue[Ticket | None] = queue.SimpleQueue()
+        self._gate = threading.Lock()  # nothing is queued once it is closed
         self._closed = False
         self.busy_seconds = 0.0
         self._thread = threading.Thread(target=self._loop, name="pando-engine", daemon=True)
@@ -157,7 +155,7 @@ class Engine:
         Raises:
             RequestError: a field is wrong or the input too long; nothing was queued.
         """
-        adapter = self._adapter(request.skin or self.skin)
+        adapter = self._adapters.of(request.skin or self.skin)
         jobs: Sequence[Job]
         if isinstance(request, GenerateRequest):
             jobs = self._compiler.generation(request, adapter)
@@ -168,10 +166,11 @@ class Engine:
         if not all(map(self._scheduler.fits, jobs)):
             there = self._cache.pools[None].size * BLOCK
             raise RequestError(f"the request needs {max(j.room for j in jobs)} tokens of cache and there are {there}")
-        if self._closed:
-            raise PandoError("the model was closed")
         ticket = Ticket(request, jobs, lambda: self._inbox.put(None))
-        self._inbox.put(ticket)
+        with self._gate:
+            if self._closed:
+                raise PandoError("the model was closed")
+            self._inbox.put(ticket)
         return ticket
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Completion]:
@@ -198,8 +197,9 @@ class Engine:
         return cast("np.ndarray", vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
 
     def close(self) -> None:
-        """Ends the thread; requests under way are aborted."""
-        self._closed = True
+        """Ends the thread; requests under way and waiting fail with PandoError."""
+        with self._gate:
+            self._closed = True
         self._inbox.put(None)
         self._thread.join()
 
@@ -220,25 +220,6 @@ class Engine:
                 ticket.abort()
             raise
 
-    def _adapter(self, skin: str | None) -> LoraAdapter | None:
-        """The adapter in a skin's folder, or None if the skin has none; kept until its files change."""
-        if skin is None:
-            return None
-        folder = Path(skin)
-        if not folder.is_dir():
-            raise RequestError(f"skin {skin!r} is no folder; name a skin's or a PEFT adapter's folder", "skin")
-        if not has_adapter(folder):
-            if (folder / "skin.yaml").exists():
-                return None
-            raise RequestError(f"{skin} holds neither a skin nor a PEFT adapter", "skin")
-        stamp = max(path.stat().st_mtime_ns for path in folder.glob("adapter_*"))
-        with self._adapter_lock:
-            known = self._adapters.get(skin)
-            if known is None or known[0] != stamp:
-                known = (stamp, load_peft(folder, self.module, self.device, self._number))
-                self._adapters[skin] = known
-        return known[1]
-
     # -- the thread ---------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
@@ -249,6 +230,7 @@ class Engine:
                     self._step()
             except Exception as error:  # a bug or the device's memory: every caller is told, the thread lives on
                 self._scheduler.fail(error)
+        self._receive(block=False)
         self._scheduler.fail(PandoError("the model was closed"))
 
     def _receive(self, block: bool) -> None:
@@ -260,8 +242,6 @@ class Engine:
             block = False
             if ticket is not None:
                 self._scheduler.add(ticket.jobs, ticket)
-            if self._closed:
-                return
 
     def _step(self) -> None:
         rows = self._scheduler.rows()

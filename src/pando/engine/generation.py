@@ -32,7 +32,7 @@ class Generation(Job):
         self.request = request
         self.sampler = sampler
         self.grammar = grammar
-        self.stops = [request.stop] if isinstance(request.stop, str) else [s for s in request.stop if s]
+        self.stops = [s for s in ([request.stop] if isinstance(request.stop, str) else request.stop) if s]
         ends = set(request.stop_token_ids)
         self.ends = ends if request.ignore_eos else ends | tokenizer.eos_ids
         self.eos = tokenizer.eos_ids

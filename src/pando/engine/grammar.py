@@ -23,8 +23,15 @@ class Grammar:
         self._matcher, self._vocab_size, self._field = matcher, vocab_size, field
 
     def allowed(self) -> Tensor:
-        """bool [vocab]: tokens that keep the answer within the grammar; the end token where it may end."""
+        """bool [vocab]: tokens that keep the answer within the grammar; the end token where it may end.
+
+        Raises:
+            RequestError: the grammar has grown beyond what llguidance holds.
+        """
         words = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        if self._matcher.is_error():  # its mask allows the end alone, wherever the answer is
+            why = _first_line(self._matcher.get_error())
+            raise RequestError(f"{self._field} is too complex to be followed further: {why}", self._field)
         return torch.from_numpy(np.unpackbits(words, bitorder="little")[: self._vocab_size].astype(bool))
 
     def advance(self, token: int) -> None:

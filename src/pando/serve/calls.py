@@ -77,10 +77,12 @@ class Call:
 
         tasks = [asyncio.ensure_future(one(request)) for request in requests]
         try:
-            return list(await asyncio.gather(*tasks))
+            answers = list(await asyncio.gather(*tasks))
         finally:
             for task in tasks:
                 task.cancel()
+        await self._same_skin()
+        return answers
 
     async def stream(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Chunk]]:
         """Submits generations, then returns an iterator over (place of the request, chunk) as they come."""
@@ -115,6 +117,15 @@ class Call:
             if item.completion:
                 _check_complete([item.completion])
             yield place, item
+        await self._same_skin()
+
+    async def _same_skin(self) -> None:
+        """Raises ApiError 409 where the adapter was replaced on the way: some answers may be of the new one."""
+        if self.served.adapter is None:
+            return
+        now = await self.service.in_thread(self.service.registry.resolve, self.name)
+        if now.version != self.served.version:
+            raise ApiError(409, f"{self.name} was replaced during the call; ask again", code="skin_replaced")
 
     async def locally(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Runs work of our own in a worker thread; its seconds count as the call's."""

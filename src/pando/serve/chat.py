@@ -109,9 +109,13 @@ async def _skin_events(
 def _check_skin_fields(body: ChatBody) -> None:
     """A skin's decoding is part of what was measured: it cannot be changed from outside, only cut short.
 
-    Temperature, top_p, top_k, min_p and seed are taken and change nothing, as a skin takes the likeliest answer.
+    A skin takes the likeliest answer: temperature 0 asks for that, and no seed changes it.
     """
     fixed = {
+        "temperature": body.temperature not in (0.0, 1.0),
+        "top_p": body.top_p != 1,
+        "top_k": body.top_k > 1,
+        "min_p": body.min_p != 0,
         "n": body.n != 1,
         "logprobs": body.logprobs,
         "stop": body.stop,

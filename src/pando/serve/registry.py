@@ -3,12 +3,13 @@ served from the next request on, and one that was added is found without a resta
 
 from __future__ import annotations
 
+import sys
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pando.errors import SkinError
+from pando.errors import PandoError, SkinError
+from pando.files import patiently
 from pando.interface import LanguageModel
 from pando.serve.errors import ApiError
 from pando.skin import Skin, load_skin
@@ -54,7 +55,7 @@ class Registry:
             None serves the base alone.
 
     Raises:
-        SkinError: a skin is broken or on another base, there is none, or two have one name.
+        PandoError: a skin is broken or on another base, there is none, or two have one name.
     """
 
     def __init__(self, model: LanguageModel, folder: Path | None = None) -> None:
@@ -65,28 +66,49 @@ class Registry:
         self._skins: dict[Path, tuple[tuple[int, ...], Served]] = {}
         if folder is not None and not find_skins(folder):
             raise SkinError(_nothing(folder))
-        self.served()
+        _, wrong = self._look()
+        if wrong:
+            raise wrong[0]
 
     def served(self) -> list[Served]:
-        """The base, then the skins by name, as they are on disk now."""
+        """The base, then the skins by name, as they are on disk now. What is wrong with others is told on standard
+        error."""
+        found, wrong = self._look()
+        for error in wrong:
+            print(f"pando serve: {error}", file=sys.stderr, flush=True)
+        return found
+
+    def _look(self) -> tuple[list[Served], list[PandoError]]:
+        """What can be served, and what is wrong with the rest."""
+        wrong: list[PandoError] = []
+        skins: list[Served] = []
         with self._lock:
             folders = find_skins(self._folder) if self._folder else []
-            self._skins = {folder: self._fresh(folder) for folder in folders}
-            skins = sorted((skin for _, skin in self._skins.values()), key=lambda skin: skin.name)
+            # one that has broken is still known by its name, and whoever asks for it is told
+            self._skins = {folder: known for folder, known in self._skins.items() if folder in folders}
+            for folder in folders:
+                try:
+                    self._skins[folder] = _, skin = self._fresh(folder)
+                    skins.append(skin)
+                except PandoError as error:
+                    wrong.append(error)
         by_name = {self._base.name: self._base}
-        for skin in skins:
+        for skin in sorted(skins, key=lambda skin: skin.name):
             if skin.name in by_name:
                 other = by_name[skin.name].folder or "the base model"
-                raise SkinError(f"{skin.folder} and {other} are both named {skin.name!r}: rename one in its {_CARD}")
-            by_name[skin.name] = skin
-        return list(by_name.values())
+                wrong.append(
+                    SkinError(f"{skin.folder} and {other} are both named {skin.name!r}: rename one in its {_CARD}")
+                )
+            else:
+                by_name[skin.name] = skin
+        return list(by_name.values()), wrong
 
     def resolve(self, name: str) -> Served:
         """What `name` stands for now.
 
         Raises:
             ApiError: 404, nothing is served under this name.
-            SkinError: its files changed and are broken now.
+            PandoError: its files changed and are broken now.
         """
         if name == self._base.name:
             return self._base
@@ -108,7 +130,7 @@ class Registry:
                 return None
             try:
                 self._skins[folder] = _, skin = self._fresh(folder)
-            except SkinError:
+            except PandoError:
                 if (folder / _CARD).exists():
                     raise
                 return None
@@ -116,20 +138,20 @@ class Registry:
 
     def _fresh(self, folder: Path) -> tuple[tuple[int, ...], Served]:
         """The skin in a folder and the stamp of its files, read again only if that changed."""
-        for pause in (0.0, 0.02, 0.1):  # one that is being replaced is away for an instant
-            time.sleep(pause)
-            try:
-                card = (folder / _CARD).stat()
-                stamp = (card.st_mtime_ns, card.st_size, card.st_ino)
-                known = self._skins.get(folder)
-                if known and known[0] == stamp:
-                    return known
-                skin = load_skin(folder, model=self.model)
-            except (FileNotFoundError, SkinError) as found:
-                error = found
-            else:
-                return stamp, Served(skin.name, self.model, skin.version, skin, folder, int(card.st_mtime))
-        raise error if isinstance(error, SkinError) else SkinError(f"the skin in {folder} is gone")
+
+        def read() -> tuple[tuple[int, ...], Served]:
+            card = (folder / _CARD).stat()
+            stamp = (card.st_mtime_ns, card.st_size, card.st_ino)
+            known = self._skins.get(folder)
+            if known and known[0] == stamp:
+                return known
+            skin = load_skin(folder, model=self.model)
+            return stamp, Served(skin.name, self.model, skin.version, skin, folder, int(card.st_mtime))
+
+        try:
+            return patiently(read, FileNotFoundError, PandoError)
+        except FileNotFoundError:
+            raise SkinError(f"the skin in {folder} is gone") from None
 
 
 def find_skins(folder: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
     OUT               a line for each answered row: its line in the rows' file, input, value, confidence
     OUT.bad.jsonl     a line for each row that could not be answered, and why
-    OUT.state.json    which skin and which rows these are of
+    OUT.state.json    which skin, rows, base and numbers these are of
 
 Each file has its rows in order and a batch is written to the second before the first, so a killed run leaves all
 earlier batches whole and part of the last; going on, rows that are in either file are passed over.
@@ -10,23 +10,25 @@ earlier batches whole and part of the last; going on, rows that are in either fi
 
 from __future__ import annotations
 
+import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pando.errors import DataError, PandoError, RequestError
-from pando.files import append_lines, atomic_write, check_format, content_hash
+from pando.files import append_lines, atomic_write, check_format
 from pando.interface import LanguageModel
 from pando.skin.predict import predict_each
 from pando.skin.prediction import Prediction
 from pando.skin.skin import Skin
 from pando.task.formats import BadRow, Row, iter_rows
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BATCH = 128  # rows that are asked together, and the most that a crash loses
-_HEAD = 65536  # bytes at the start of the rows' file that tell it from another
+_HEAD = 65536  # bytes of the rows that format 1 told them by
 
 
 @dataclass
@@ -58,26 +60,31 @@ def predict_file(
     out: Path,
     *,
     fresh: bool = False,
-    done: Callable[[Sequence[Prediction], int], None] = lambda predictions, count: None,
+    done: Callable[[Sequence[Prediction], int, float], None] = lambda predictions, count, seconds: None,
 ) -> Tally:
     """Answers every row of `rows`, in order, into `out`; goes on where an earlier run of the same was cut off.
 
     Args:
         model: the skin's base; None for skins that ask nothing.
         fresh: throw away what an earlier run left.
-        done: told of each batch that is on disk: its predictions, and how many rows it had.
+        done: told of each batch that is on disk: its predictions, how many rows it had, and the seconds that it took
+            here, beside the model's.
 
     Raises:
-        PandoError: the files cannot be read or written, or `out` is of another skin or other rows.
+        PandoError: the files cannot be read or written, `out` is of another skin, other rows, another base or other
+            numbers, or one of them would take the place of `rows`.
     """
-    bad = out.with_name(f"{out.name}.bad.jsonl")
-    if fresh:
-        for path in (out, bad):
+    bad, state = (out.with_name(f"{out.name}.{name}") for name in ("bad.jsonl", "state.json"))
+    if rows.resolve() in {path.resolve() for path in (out, bad, state)}:
+        raise PandoError(f"--out {out} would take the place of the rows in {rows}: choose another")
+    if fresh and _hash_of(rows, 1):  # nothing is thrown away for rows that cannot be read
+        for path in (out, bad, state):
             path.unlink(missing_ok=True)
-    _claim(skin, rows, out, fresh)
+    _claim(skin, model, rows, out, state)
     tally = Tally()
     known = (_Lines(out), _Lines(bad))
     for batch in _batches(skin, rows, known, tally):
+        started = time.thread_time()  # what waits for the engine's thread costs nothing
         predictions = predict_each(skin, [inputs for _, inputs in batch.rows], model)
         answered: list[Prediction] = []
         good: list[str] = []
@@ -96,7 +103,7 @@ def predict_file(
         tally.bad += len(wrong)
         tally.withheld += sum(p.abstained for p in answered)
         tally.answered += sum(not p.abstained for p in answered)
-        done(answered, len(good) + len(wrong))
+        done(answered, len(good) + len(wrong), time.thread_time() - started)
     return tally
 
 
@@ -136,18 +143,24 @@ def _line(line: int, inputs: dict[str, str], found: Prediction) -> str:
     return json.dumps(record, ensure_ascii=False)
 
 
-def _claim(skin: Skin, rows: Path, out: Path, fresh: bool) -> None:
-    """Says whose answers `out` has; an `out` of others is not touched."""
-    path = out.with_name(f"{out.name}.state.json")
-    try:
-        with rows.open("rb") as file:
-            head = content_hash(file.read(_HEAD))
-    except OSError as error:
-        raise DataError(f"{rows} cannot be read: {error.strerror}") from None
-    state = {"format_version": FORMAT_VERSION, "skin": skin.version, "rows": head}
-    if fresh or not (out.exists() or path.exists()):
-        atomic_write(path, json.dumps(state) + "\n")
-        return
+def _claim(skin: Skin, model: LanguageModel | None, rows: Path, out: Path, path: Path) -> None:
+    """Says in `path` what answers `out` has; an `out` of others is not touched. Rows may have been added at the end."""
+    base, numbers = (model.identity.hash, model.dtype) if model else (None, None)
+    state = {"skin": skin.version, "base": base, "dtype": numbers}
+    known = _known(out, path) if out.exists() or path.exists() else {}
+    kinds = {"skin": "another skin", "base": "another base", "dtype": "other numbers (--dtype)"}
+    wrong = [what for name, what in kinds.items() if known.get(name, state[name]) != state[name]]
+    if not wrong and known and _hash_of(rows, known.get("bytes", _HEAD)) != known.get("rows"):
+        wrong = ["other rows"]
+    if wrong:
+        raise PandoError(f"{out} has answers of {wrong[0]}: choose another --out, or --fresh to start anew")
+    size = rows.stat().st_size if rows.is_file() else 0
+    record = {"format_version": FORMAT_VERSION, **state, "rows": _hash_of(rows, size), "bytes": size}
+    atomic_write(path, json.dumps(record) + "\n")
+
+
+def _known(out: Path, path: Path) -> dict[str, Any]:
+    """What an earlier run said of `out`."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         check_format(str(path), found.get("format_version"), FORMAT_VERSION)
@@ -155,9 +168,20 @@ def _claim(skin: Skin, rows: Path, out: Path, fresh: bool) -> None:
         raise PandoError(f"{out} exists and is no unfinished prediction: choose another --out, or --fresh") from None
     except (ValueError, AttributeError):
         raise PandoError(f"{path} is damaged: choose another --out, or --fresh to start anew") from None
-    for name, what in (("skin", "another skin"), ("rows", "other rows")):
-        if found.get(name) != state[name]:
-            raise PandoError(f"{out} has answers of {what}: choose another --out, or --fresh to start anew")
+    return dict(found)
+
+
+def _hash_of(rows: Path, size: int) -> str:
+    """The hash of the first bytes of the rows' file."""
+    digest = hashlib.sha256()
+    try:
+        with rows.open("rb") as file:
+            while size > 0 and (block := file.read(min(size, 1 << 20))):
+                digest.update(block)
+                size -= len(block)
+    except OSError as error:
+        raise DataError(f"{rows} cannot be read: {error.strerror}") from None
+    return f"sha256:{digest.hexdigest()}"
 
 
 class _Lines:

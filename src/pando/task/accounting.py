@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-SHOWN = 5  # line numbers and rows that a message or report lists; the count says how many more
+SHOWN = 5  # line numbers and rows that a message lists; the count says how many more, `report.json` has them all
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Dropped:
     lines: list[int]
 
     def as_dict(self) -> dict[str, Any]:
-        return {"file": self.file, "why": self.why, "count": len(self.lines), "lines": self.lines[:SHOWN]}
+        return {"file": self.file, "why": self.why, "count": len(self.lines), "lines": self.lines}
 
 
 @dataclass
@@ -74,4 +74,4 @@ def some(lines: Sequence[int]) -> str:
 
 
 def _counted(lines: dict[str, list[int]]) -> dict[str, dict[str, Any]]:
-    return {name: {"count": len(found), "lines": found[:SHOWN]} for name, found in lines.items()}
+    return {name: {"count": len(found), "lines": found} for name, found in lines.items()}

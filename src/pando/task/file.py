@@ -163,7 +163,7 @@ class Abstain(BaseModel):
     below: Annotated[float, Field(gt=0, le=1)] | None = None
     """Answers with a confidence below this are withheld."""
     precision: Annotated[float, Field(gt=0, le=1)] | None = None
-    """The threshold is chosen on development rows so that what is answered is right this often."""
+    """The threshold is chosen on confirmation rows so that what is answered is right this often."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:

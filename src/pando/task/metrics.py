@@ -21,7 +21,6 @@ from pando.task.file import Task
 from pando.task.rows import Example, Output
 
 MetricKind = Literal["proportion", "mean", "corpus"]
-_CELLS = 4_000_000  # entries of the count matrix held at once (32 MB)
 
 
 class ItemScore(TypedDict):
@@ -54,17 +53,6 @@ class Metric(ABC):
             ValueError: no items.
         """
         return float(self.aggregate_counts(items, np.ones((1, len(items))))[0])
-
-    def aggregate_many(self, items: Sequence[ItemScore], index: np.ndarray) -> np.ndarray:
-        """The metric of each resample: `index` int [B, m] into the n items -> float64 [B]."""
-        n, step = len(items), max(1, _CELLS // max(len(items), 1))
-        out = []
-        for start in range(0, len(index), step):
-            part = index[start : start + step]
-            flat = (part + np.arange(len(part))[:, None] * n).ravel()
-            counts = np.bincount(flat, minlength=len(part) * n).reshape(len(part), n)
-            out.append(self.aggregate_counts(items, counts))
-        return np.concatenate(out) if out else np.zeros(0)
 
     def aggregate_counts(self, items: Sequence[ItemScore], counts: np.ndarray) -> np.ndarray:
         """The metric of each multiset: `counts` [B, n] says how often each of the n items is in it -> float64 [B]."""
@@ -202,12 +190,18 @@ class Ranked(MeanMetric):
 
 
 class FunctionMetric(MeanMetric):
-    """The mean of what a user's function gives for (prediction, output), one number per item."""
+    """The mean of what a user's function gives for (prediction, output), one number per item. An answer that was
+    withheld or cannot be read is shown to it as an empty text or object: what that is worth only the function knows."""
 
-    def __init__(self, name: str, function: Callable[[Any, Any], Any], path: Path) -> None:
+    def __init__(self, name: str, function: Callable[[Any, Any], Any], path: Path, extract: bool) -> None:
         self.name = name
         self._function = function
         self._path = path
+        self._extract = extract
+
+    def _item(self, prediction: Output | None, example: Example) -> ItemScore:
+        empty: Output = {} if self._extract else ""
+        return {"value": self._value(empty if prediction is None else prediction, example), "stats": []}
 
     def _value(self, prediction: Output, example: Example) -> float:
         try:
@@ -233,7 +227,9 @@ def load_metric(task: Task) -> Metric:
     """
     if task.metric_path is not None:
         name = task.metric.rpartition(":")[2]
-        return FunctionMetric(task.metric, _load_function(task.metric_path, name), task.metric_path)
+        return FunctionMetric(
+            task.metric, _load_function(task.metric_path, name), task.metric_path, task.kind == "extract"
+        )
     from pando.task.text_metrics import Bleu, Chrf, RougeL
 
     measure, at, depth = task.metric.partition("@")

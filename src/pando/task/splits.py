@@ -44,6 +44,7 @@ class Splits:
         hash: "sha256:..." over the ids of all splits.
         test_hash: "sha256:..." over the inputs of the test rows: what openings are counted by.
         test_ids: ids of the test rows, which stay in their file until `open_test`.
+        plan: ids by split, those of dropped rows too.
     """
 
     train: list[Example]
@@ -54,6 +55,7 @@ class Splits:
     hash: str
     test_hash: str
     test_ids: tuple[str, ...]
+    plan: dict[str, list[str]]
     _read_test: Callable[[], list[Example]] = field(repr=False)
 
     def open_test(self) -> list[Example]:
@@ -67,12 +69,17 @@ class Splits:
             raise DataError("the test rows have changed since the splits were made; start anew with another --out")
         return [replace(rows[name], split="test") for name in self.test_ids]
 
+    def keep(self, path: Path) -> None:
+        """Writes `splits.json` (ids only), unless it is there."""
+        if not path.exists():
+            atomic_write(path, json.dumps({"format_version": FORMAT_VERSION, **self.plan}, indent=0) + "\n")
+
 
 def make_splits(task: Task, path: Path | None = None) -> Splits:
     """Reads, checks and splits the rows of a task.
 
     Args:
-        path: `splits.json`, written (ids only) the first time; later the splits are those it holds.
+        path: `splits.json`; the splits are those that it holds, if it is there.
 
     Raises:
         DataError: rows that cannot be used, too few of them, a single label, labels that only the test has, or rows
@@ -83,8 +90,8 @@ def make_splits(task: Task, path: Path | None = None) -> Splits:
     report = _account([table, *([test] if test else [])], task)
     alike = find_alike([e.text for t in (table, test) if t for e in t.examples])
     plan, clusters = _plan(table, test, alike, report, task)
-    if path is not None:
-        plan = _kept(plan, path, task)
+    if path is not None and path.exists():
+        plan = _kept(plan, path)
     rows = {example.id: example for example in table.examples}
     made = {name: [replace(rows[i], split=name) for i in plan[name]] for name in ("train", "select", "confirm")}
     test_ids = set(plan["test"])
@@ -99,6 +106,7 @@ def make_splits(task: Task, path: Path | None = None) -> Splits:
         hash=content_hash({name: plan[name] for name in _PLAN[:4]} | _searched(task)),
         test_hash=content_hash(sorted(content_hash(e.inputs) for e in tested)),
         test_ids=tuple(plan["test"]),
+        plan=plan,
         _read_test=lambda: read_table(task, task.data.test or task.data.file or "").examples,
     )
 
@@ -312,12 +320,8 @@ def _share(rows: int) -> int:
     return min(max(rows // _SHARE, _LEAST), _MOST, rows // _TINY)
 
 
-def _kept(plan: dict[str, list[str]], path: Path, task: Task) -> dict[str, list[str]]:
-    """The plan that `path` holds, which is this one unless an older Pando made it; written if it is not there."""
-    if not path.exists():
-        stored = {"format_version": FORMAT_VERSION, "task": task.name, **plan}
-        atomic_write(path, json.dumps(stored, indent=0) + "\n")
-        return plan
+def _kept(plan: dict[str, list[str]], path: Path) -> dict[str, list[str]]:
+    """The plan that `path` holds, which is this one unless an older Pando made it."""
     try:
         stored = json.loads(path.read_text())
         check_format(str(path), stored["format_version"], FORMAT_VERSION)

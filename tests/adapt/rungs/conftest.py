@@ -33,6 +33,7 @@ def make_lab(tmp_path: Path) -> MakeLab:
         model = model or FakeModel(DEAF)
         folder, ledger = Folder(tmp_path / "out"), Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
         scorer = Scorer(model, load_metric(task), folder.items, ledger, task.seed)
+        folder.beat()
         lab = Lab(task, make_splits(task), model, scorer, folder, ledger)
         folder.close()
         return task, lab, model

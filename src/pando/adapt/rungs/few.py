@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pando.adapt.lab import Lab
 
 SHOTS = (2, 4, 8, 16)
-DRAWS = {"classify": 3, "extract": 1, "generate": 1}  # of each number of shots; what is written takes longer
+DRAWS = {"classify": 3, "extract": 2, "generate": 2}  # of each number of shots; what is written takes longer
 
 
 class Few:

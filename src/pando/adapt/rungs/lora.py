@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -21,7 +23,7 @@ from pando.adapt.rungs.embed import document_vectors, own_way
 from pando.adapt.rungs.tokens import call_tokens
 from pando.errors import DataError
 from pando.files import atomic_dir, atomic_write
-from pando.interface import Capabilities
+from pando.interface import Capabilities, Usage
 from pando.skin import Skin
 from pando.skin.linear import Linear
 from pando.skin.parts import Reading, Scoring
@@ -79,16 +81,22 @@ class Lora:
         engine = cast("Engine", lab.model)
         kind = _Writing if engine.capabilities.generate else _Telling
         way: _Way = (_Finding if task.kind == "retrieve" else kind)(task, lab, engine)
-        rows = way.examples(lab.train)
+        examples = way.examples(lab.train)
+        lab.unread(row for row, made in zip(lab.train, examples, strict=True) if not made)
+        rows = list(chain(*examples))
         if len(rows) < MIN_ROWS:
             raise DataError(f"only {len(rows)} training rows fit the base's {engine.context_length} tokens of context")
         folder = lab.workdir(self.name)
         model = _training_model(engine, folder)
-        held_out = way.examples(lab.select[:RACE_ROWS])
+        held_out = list(chain(*way.examples(lab.select[:RACE_ROWS])))
         steps = planned_steps(len(rows), way.batch)
+        started, billed = time.perf_counter(), lab.billed
         with lab.progress(steps + (len(RACE) - 1) * _race_steps(steps), "lora: training") as advance:
-            trainer = _race(model, way, rows, held_out, steps, task.seed, advance)
-            return [_train(trainer, way, lab, folder, advance)]
+            trainer, raced = _race(model, way, rows, held_out, steps, task.seed, advance)
+            skin = _train(trainer, way, lab, folder, advance)
+        spent = time.perf_counter() - started - (lab.billed - billed)
+        lab.bill("build", spent, Usage(prompt_tokens=raced + trainer.tokens))
+        return [skin]
 
 
 class _Way(Protocol):
@@ -101,8 +109,9 @@ class _Way(Protocol):
     batch: int
     checkpoints: int
 
-    def examples(self, rows: Sequence[Example]) -> list[Any]:
-        """Rows as token ids, made by the very calls that make requests; those beyond the context are left out."""
+    def examples(self, rows: Sequence[Example]) -> list[list[Any]]:
+        """What each row gives to learn, as token ids that the very calls make that make requests; nothing where it is
+        beyond the context."""
         ...
 
     def learning(self, model: Transformer) -> Learning[Any]: ...
@@ -119,20 +128,20 @@ class _Writing:
         self._bare = draft(task, lab, Lora.name, scoring=Scoring(per_token=False, end=True))
         self._engine = engine
 
-    def examples(self, rows: Sequence[Example]) -> list[Any]:
+    def examples(self, rows: Sequence[Example]) -> list[list[Any]]:
         """See `_Way`."""
         from pando.train.supervised import SupervisedExample
 
         tokenizer: Tokenizer = self._engine.base.tokenizer
         config = self._engine.base.config
-        found = []
+        found: list[list[Any]] = []
         for row in rows:
             prompt, answer = training_example(self._bare, row, self._engine)
             ids = tokenizer.encode(prompt)
             (answer_ids,) = tokenizer.encode_continuations(prompt, ids, [answer])
             read, written = (len(ids), len(answer_ids)) if config.encoder else (0, len(ids) + len(answer_ids))
-            if read <= config.stacks[0].context_length and written <= config.context_length:
-                found.append(SupervisedExample(tuple(ids), tuple(answer_ids)))
+            fits = read <= config.stacks[0].context_length and written <= config.context_length
+            found.append([SupervisedExample(tuple(ids), tuple(answer_ids))] if fits else [])
         return found
 
     def learning(self, model: Transformer) -> Learning[Any]:
@@ -157,16 +166,17 @@ class _Telling:
         self._bare = draft(task, lab, Lora.name, method="probe", reading=reading)
         self._engine = engine
 
-    def examples(self, rows: Sequence[Example]) -> list[Any]:
+    def examples(self, rows: Sequence[Example]) -> list[list[Any]]:
         """See `_Way`."""
         from pando.train.learning import LabelledExample
 
         number = {label: i for i, label in enumerate(self._bare.labels)}
         texts = self._engine.base.tokenizer.encode_batch([row.text for row in rows])
         return [
-            LabelledExample(tuple(tokens), number[str(row.output)])
-            for row, tokens in zip(rows, texts, strict=True)
+            [LabelledExample(tuple(tokens), number[str(row.output)])]
             if 0 < len(tokens) <= self._engine.context_length
+            else []
+            for row, tokens in zip(rows, texts, strict=True)
         ]
 
     def learning(self, model: Transformer) -> Learning[Any]:
@@ -193,20 +203,21 @@ class _Finding:
         self._lab, self._engine = lab, engine
         self._texts = dict(zip(lab.documents.ids, lab.documents.texts, strict=True))
 
-    def examples(self, rows: Sequence[Example]) -> list[Any]:
+    def examples(self, rows: Sequence[Example]) -> list[list[Any]]:
         """See `_Way`: one for each document that a query wants, read at its head."""
         from pando.train.learning import PairExample
 
         tokenizer, how = self._engine.base.tokenizer, self._bare.searching
         assert how is not None
-        found = []
+        found: list[list[Any]] = []
         for row in rows:
+            found.append([])
             query = tokenizer.encode(how.query_prompt + row.text)
             wanted = [name for name, grade in row.output.items() if grade > 0] if isinstance(row.output, dict) else []
             for ids in tokenizer.encode_batch([how.document_prompt + self._texts[name] for name in wanted]):
                 document = tokenizer.cut(ids, min(how.max_tokens, LEARNT_TOKENS))
                 if query and document and len(query) <= self._engine.context_length:
-                    found.append(PairExample(tuple(query), tuple(document)))
+                    found[-1].append(PairExample(tuple(query), tuple(document)))
         return found
 
     def learning(self, model: Transformer) -> Learning[Any]:
@@ -254,23 +265,26 @@ def _race(
     steps: int,
     seed: int,
     advance: Callable[[int], None],
-) -> LoraTrainer[Any]:
-    """The trainer whose learning rate has the lowest held-out loss after the first part of the schedule."""
+) -> tuple[LoraTrainer[Any], int]:
+    """The trainer whose learning rate has the lowest held-out loss after the first part of the schedule, and the tokens
+    that the others were trained on."""
     from pando.model.lora import LoraConfig, all_linear
     from pando.train.lora import LoraSettings, LoraTrainer, rule_learning_rate
 
     config = LoraConfig(RANK, ALPHA, all_linear(model))
     best: tuple[float, LoraTrainer[Any]] | None = None
+    tokens = 0
     for factor in RACE:
         rate = rule_learning_rate(model.config.d_model) * factor
         trainer = LoraTrainer(model, config, rows, LoraSettings(rate, steps, way.batch), seed, way.learning(model))
         for _ in trainer.train(_race_steps(steps)):
             advance(1)
+        tokens += trainer.tokens
         loss = trainer.loss(held_out or rows[:RACE_ROWS])
         if best is None or loss < best[0]:  # a loss that is not a number never wins
             best = (loss, trainer)
     assert best is not None
-    return best[1]
+    return best[1], tokens - best[1].tokens
 
 
 def _train(trainer: LoraTrainer[Any], way: _Way, lab: Lab, folder: Path, advance: Callable[[int], None]) -> Skin:

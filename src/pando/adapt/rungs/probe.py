@@ -74,6 +74,7 @@ class Probe:
             best = _best(drafts, screened, some, lab)
             states = _states(best, rows, lab, advance)
         fit = np.isfinite(states[:, 0, 0])
+        lab.unread(row for row, there in zip(rows, fit, strict=True) if not there)
         y = classes_of(rows, lab.labels)[fit]
         if len(np.unique(y)) < 2:
             raise DataError(f"too few training rows fit the base's {lab.model.context_length} tokens of context")
