@@ -235,6 +235,40 @@ def test_a_skin_made_anew_is_served_from_the_next_call_on(server: Running, folde
     assert versions[0] == versions[2] != versions[1]
 
 
+def test_an_adapter_replaced_during_a_call_gives_no_answer_of_both(
+    server: Running, folder: Path, model: FakeModel, tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (adapter / name).write_text("{}")
+    tuned = replace(WRITE, name="tuned", adapter=adapter)
+    tuned.save(folder / "tuned")
+    model.seconds_per_token = 0.05
+
+    def anew() -> None:
+        while model.running == 0:
+            time.sleep(0.005)
+        (adapter / "adapter_config.json").write_text('{"r": 2}')
+        tuned.save(folder / "tuned")
+
+    for stream in (False, True):
+        writer = threading.Thread(target=anew)
+        writer.start()
+        sent = {"model": "tuned", "messages": ASK, "stream": stream}
+        answer = server.http.post("/v1/chat/completions", json=sent)
+        writer.join()
+        error = json.loads(answer.text.split("data: ")[-1])["error"]
+        assert error["code"] == "skin_replaced" and answer.status_code == (200 if stream else 409)
+        (adapter / "adapter_config.json").write_text("{}")
+        tuned.save(folder / "tuned")
+    # OpenAI's client asks again by itself
+    writer = threading.Thread(target=anew)
+    writer.start()
+    assert server.openai.with_options(max_retries=1).chat.completions.create(model="tuned", messages=ASK).choices
+    writer.join()
+
+
 def test_a_skin_that_is_replaced_over_and_over_is_always_there(server: Running, folder: Path) -> None:
     ends = time.monotonic() + 2.0
 
