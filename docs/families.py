@@ -19,7 +19,8 @@ HEAD = """\
 *This page is made from the code by `make docs`.*
 
 A base of any of these comes in as a Hugging Face folder or hub id, goes out as one, and runs through the same block,
-engine, rungs and server. A switch in a config that is not covered is refused by name, never ignored. `pando show BASE`
+engine, rungs and server. A switch in a config that is not covered is refused by name, never ignored, but for
+dropout, which changes no output: nothing here drops out. `pando show BASE`
 prints what any of them is made of and costs, from its config.json alone. [How a family is added](new-family.md) has a
 page.
 

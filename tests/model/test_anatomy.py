@@ -63,9 +63,20 @@ PYTHIA = {
     "use_parallel_residual": True, "max_position_embeddings": 2048, "hidden_act": "gelu", "layer_norm_eps": 1e-05,
 }  # fmt: skip
 GEMMA2 = {
-    "head_dim": 256, "query_pre_attn_scalar": 256, "hidden_act": "gelu_pytorch_tanh", "cache_implementation": None,
-    "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 4096, "attn_logit_softcapping": 50.0,
+    "head_dim": 256, "query_pre_attn_scalar": 256, "hidden_act": "gelu_pytorch_tanh", "cache_implementation": "hybrid",
+    "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 4096, "sliding_window_size": 4096,
+    "attn_logit_softcapping": 50.0,
     "final_logit_softcapping": 30.0, "max_position_embeddings": 8192,
+}  # fmt: skip
+STARCODER2 = {
+    "attention_dropout": 0.1, "residual_dropout": 0.1, "embedding_dropout": 0.1, "hidden_act": "gelu_pytorch_tanh",
+    "initializer_range": 0.018042, "max_position_embeddings": 16384, "mlp_type": "default", "norm_epsilon": 1e-05,
+    "norm_type": "layer_norm", "rope_theta": 999999.4420358813, "use_bias": True,
+}  # fmt: skip
+SMOLLM3 = {
+    "attention_bias": False, "attention_dropout": 0.0, "max_position_embeddings": 65536, "max_window_layers": 28,
+    "mlp_bias": False, "no_rope_layer_interval": 4, "no_rope_layers": [1, 1, 1, 0] * 9, "pretraining_tp": 2,
+    "rms_norm_eps": 1e-06, "rope_theta": 5000000.0, "sliding_window": None, "use_sliding_window": False,
 }  # fmt: skip
 FLAN_T5 = {
     "model_type": "t5", "architectures": ["T5ForConditionalGeneration"], "d_ff": 5120, "d_kv": 64, "d_model": 2048,
@@ -97,11 +108,20 @@ CARDS: dict[str, tuple[dict[str, Any], str, str]] = {
     "Qwen3-30B-A3B": (hf("qwen3_moe", 2048, 6144, 48, 32, 4, 151936, **QWEN3_MOE), "30.5", "3.3"),
     "OLMoE-1B-7B": (hf("olmoe", 2048, 1024, 16, 16, 16, 50304, num_experts=64, clip_qkv=None), "6.9", "1.3"),
     "Mistral-7B-v0.1": (hf("mistral", 4096, 14336, 32, 32, 8, 32000, sliding_window=4096), "7.24", "7.24"),
+    "Codestral-22B-v0.1": (
+        hf(
+            "mistral", 6144, 16384, 56, 48, 8, 32768, sliding_window=None, rope_theta=1e6, attention_dropout=0.0,
+            max_position_embeddings=32768, rms_norm_eps=1e-05, tie_word_embeddings=False, hidden_act="silu",
+        ),
+        "22.2", "22.2",
+    ),
     "Qwen2.5-0.5B": (hf("qwen2", 896, 4864, 24, 14, 2, 151936, tie_word_embeddings=True), "0.49", "0.49"),
     "gemma-2-9b": (hf("gemma2", 3584, 14336, 42, 16, 8, 256000, **GEMMA2), "9.24", "9.24"),
     "Phi-3-mini-4k": (hf("phi3", 3072, 8192, 32, 32, 32, 32064, sliding_window=2047), "3.82", "3.82"),
-    "starcoder2-3b": (hf("starcoder2", 3072, 12288, 30, 24, 2, 49152, sliding_window=4096), "3.03", "3.03"),
-    "SmolLM3-3B": (hf("smollm3", 2048, 11008, 36, 16, 4, 128256, tie_word_embeddings=True), "3.08", "3.08"),
+    "starcoder2-3b": (
+        hf("starcoder2", 3072, 12288, 30, 24, 2, 49152, sliding_window=4096, **STARCODER2), "3.03", "3.03"
+    ),
+    "SmolLM3-3B": (hf("smollm3", 2048, 11008, 36, 16, 4, 128256, tie_word_embeddings=True, **SMOLLM3), "3.08", "3.08"),
     "pythia-1b": (PYTHIA, "1.01", "1.01"),
     "gpt2": (GPT2, "0.124", "0.124"),
     "flan-t5-xl": (FLAN_T5, "2.85", "2.85"),

@@ -109,6 +109,25 @@ def test_saved_again_it_opens_in_transformers_and_here(pair: tuple[Any, Transfor
     assert ours.config.shapes() == {name: tuple(p.shape) for name, p in ours.named_parameters()}
 
 
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_norms_with_their_old_names_are_read(name: str, tmp_path: Path) -> None:
+    """bert-base-uncased and others that were converted from TensorFlow."""
+    from safetensors.torch import load_file, save_file
+
+    folder = written(theirs(name), tmp_path)
+    shape = read_config(read_json(folder / "config.json"))
+    wanted = load_model(folder, shape, "cpu", torch.float32)
+    file = folder / "model.safetensors"
+    old = {
+        key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for key, tensor in load_file(file).items()
+    }
+    assert any(key.endswith("gamma") for key in old)
+    save_file(old, file, {"format": "pt"})
+    found = load_model(folder, shape, "cpu", torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(wanted.parameters(), found.parameters(), strict=True))
+
+
 def test_losses_of_packed_documents_are_those_of_each_alone(pair: tuple[Any, Transformer, Path]) -> None:
     reference, ours, _ = pair
     examples = []

@@ -152,6 +152,38 @@ def test_logits_and_gradients_are_those_of_transformers(pair: tuple[Any, Transfo
     tiny.check_gradients(ours, wanted)
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_batches_of_transformers_say_the_same(pair: tuple[Any, Transformer, Path], side: str) -> None:
+    """Nothing is padded here; rows padded there on either side give at their tokens what they give here alone."""
+    reference, ours, _ = pair
+    rows = [tokens()[0], tokens()[1, : LENGTH - 7]]
+    ids, mask = torch.zeros(2, LENGTH, dtype=torch.long), torch.zeros(2, LENGTH, dtype=torch.long)
+    for i, row in enumerate(rows):
+        place = slice(LENGTH - len(row), LENGTH) if side == "left" else slice(0, len(row))
+        ids[i, place], mask[i, place] = row, 1
+    with torch.no_grad():
+        theirs = reference(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits
+        for i, row in enumerate(rows):
+            found = ours.head(ours(row[None], RowContext(row[None])))[0]
+            assert (found - theirs[i][mask[i].bool()]).abs().max() < 1e-4
+
+
+def test_layers_that_only_predict_further_tokens_are_left_out(tmp_path: Path) -> None:
+    """DeepSeek-V3's files have one more layer than the model, numbered like it."""
+    from safetensors.torch import load_file, save_file
+
+    reference = theirs("deepseek_v3")
+    reference.save_pretrained(tmp_path)
+    depth = reference.config.num_hidden_layers
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(tensors | {f"model.layers.{depth}.enorm.weight": torch.ones(4)}, tmp_path / "model.safetensors")
+    shape = read_config(read_json(tmp_path / "config.json"))
+    assert len(load_model(tmp_path, shape, "cpu", torch.float32).layers) == depth
+    save_file(tensors | {f"model.layers.{depth + 1}.enorm.weight": torch.ones(4)}, tmp_path / "model.safetensors")
+    with pytest.raises(BaseModelError, match=rf"unexpected key model\.layers\.{depth + 1}"):
+        load_model(tmp_path, shape, "cpu", torch.float32)
+
+
 def test_saved_again_it_opens_in_transformers_and_here(pair: tuple[Any, Transformer, Path], tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -264,6 +296,11 @@ def test_copies_in_other_numbers_run(pair: tuple[Any, Transformer, Path]) -> Non
 @pytest.mark.parametrize(
     ("name", "switch", "named"),
     [
+        (
+            "deepseek_v3",
+            {"first_k_dense_replace": 9},
+            "first_k_dense_replace is 9; expected less than num_hidden_layers",
+        ),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma3", {"layer_types": ["full_attention"]}, "layer_types"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),

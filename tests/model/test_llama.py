@@ -143,8 +143,6 @@ def test_keys_name_every_parameter_once() -> None:
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"sliding_window": 4096}, "sliding_window"),
         ({"hidden_act": "mish"}, "hidden_act"),
-        ({"pretraining_tp": 2}, "pretraining_tp"),
-        ({"attention_dropout": 0.1}, "attention_dropout"),
         ({"num_key_value_heads": 3}, "key-value heads"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
         ({"vocab_size": "many"}, "vocab_size"),

@@ -82,7 +82,6 @@ def test_model_saved_by_transformers_loads_with_the_same_logits_and_gradients(na
         ({"use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}, "sliding_window"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
         ({"mlp_bias": True}, "mlp_bias"),
-        ({"attention_dropout": 0.1}, "attention_dropout"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,11 @@ def test_outputs_are_the_same_at_first(family: str, tmp_path: Path) -> None:
 def test_what_cannot_be_is_named(shape, experts: int, top_k: int, said: str) -> None:
     with pytest.raises(BaseModelError, match=said):
         mixture_config(shape, experts, top_k)
+
+
+def test_windows_that_the_mixture_lacks_are_refused() -> None:
+    shape = tiny.config(family="qwen3")
+    layer = shape.layers[0]
+    windowed = replace(layer, attention=replace(layer.attention, window=8))
+    with pytest.raises(BaseModelError, match=r"this qwen3 has a switch \(windows, biases\) that qwen3_moe lacks"):
+        mixture_config(replace(shape, layers=(layer, windowed)), 4, 2)

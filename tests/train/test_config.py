@@ -34,7 +34,12 @@ def _given(folder: Path, text: str) -> object:
         ("tokens: many", 1, "tokens: must be a number, not 'many'"),
         ("tokens: 1.5", 1, "tokens: must be a whole number, not 1.5"),
         ("model:\n  depth: 0", 2, "model.depth: must be at least 1"),
-        ("model: {family: gpt9}", 1, "model.family: 'gpt9' is not one of qwen3, llama"),
+        ("model: {family: gpt9}", 1, "model.family: 'gpt9' is not one of llama, modernbert, qwen3, t5"),
+        (
+            "model: {family: modernbert}\nobjectives: {masked: 1}\nwatch: {answers: qa.jsonl}",
+            3,
+            "watch.answers: a modernbert gives no answers; leave it out",
+        ),
         ("model: {heads: 6, kv_heads: 4}", 1, "model.kv_heads: 6 heads cannot share 4 key-value heads"),
         ("model: {tied: 1}", 1, "model.tied: must be true or false, not 1"),
         ("optim: {momentum: 1}", 1, "optim.momentum: must be below 1"),

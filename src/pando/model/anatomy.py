@@ -22,7 +22,7 @@ def config_of(ref: str | Path) -> tuple[ModelConfig, str, tuple[str, ...]]:
     Raises:
         BaseModelError: no such base, or one that is not supported; names the switch.
     """
-    from pando.model.base import open_base
+    from pando.model.base import is_pulled, open_base
     from pando.model.checkpoint import read_json
     from pando.model.families import read_config
 
@@ -31,7 +31,7 @@ def config_of(ref: str | Path) -> tuple[ModelConfig, str, tuple[str, ...]]:
         from pando.model.gguf import read_gguf_config
 
         return read_gguf_config(path), path.stem, ()
-    if path.is_dir() and (path / "config.json").is_file():
+    if path.is_dir() and (path / "config.json").is_file() and not is_pulled(str(ref)):
         path = path / "config.json"
     if path.suffix.lower() == ".json":
         hf = read_json(path)

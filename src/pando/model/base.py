@@ -86,13 +86,18 @@ def open_base(ref: str | Path = DEFAULT) -> BaseModel:
     text = str(ref)
     if text.lower().endswith(".gguf"):
         return _open_gguf(Path(text).absolute())
-    if is_name(text) and (pulled_folder(text) / NAME).exists():
+    if is_pulled(text):
         return _open_ours(pulled_folder(text))
     folder = Path(text).expanduser().absolute()
     if text and folder.is_dir():
         names = base_files(folder)
         return _base(folder, remembered(load_settings().home / "cache", folder, names, folder.name))
     raise _unknown(text)
+
+
+def is_pulled(name: str) -> bool:
+    """Whether a base of this name or hub id is on this machine."""
+    return is_name(name) and (pulled_folder(name) / NAME).exists()
 
 
 def pulled_folder(name: str) -> Path:

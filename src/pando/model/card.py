@@ -16,6 +16,7 @@ class Card:
         name: of the base.
         licence: an SPDX name, or "other"; the user decides it, not the data alone.
         summary: one paragraph on what it is.
+        task: what the hub calls what it does.
         data: the mix, one row a source: {"source": ..., "licence": ..., "tokens": ..., "share": ...} or the like; all
             rows have the same keys, which head the table.
         training: facts of the run by name, such as parameters, tokens, steps, objectives, hash of the corpus.
@@ -26,6 +27,7 @@ class Card:
     name: str
     licence: str = "other"
     summary: str = ""
+    task: str = "text-generation"
     data: Sequence[Mapping[str, Any]] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
     costs: Mapping[str, Any] = field(default_factory=dict)
@@ -33,7 +35,7 @@ class Card:
 
     def text(self) -> str:
         """The page in Markdown, its head in YAML."""
-        head = {"license": self.licence, "library_name": "transformers", "pipeline_tag": "text-generation"}
+        head = {"license": self.licence, "library_name": "transformers", "pipeline_tag": self.task}
         lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items()), "tags: [pando]", "---", ""]
         lines += [f"# {self.name}", "", self.summary or "A base model trained with Pando.", ""]
         if self.data:

@@ -88,15 +88,17 @@ def load_model(folder: Path, config: ModelConfig, device: str, dtype: torch.dtyp
     model = _skeleton(config)
     found = family(config.family)
     parts = {one.theirs: one for one in tensors_of(found, config)}
+    ignored = [pattern.replace("DEPTH", str(len(config.layers))) for pattern in found.ignored]
     shapes = config.shapes()
     state: dict[str, Tensor] = {}
     spare: dict[str, Tensor] = {}
     missing = dict.fromkeys(parts)
     for file in weight_files(folder):
         for key, tensor in _read(folder / file):
+            key = found.renamed(key)
             part = parts.get(key) or parts.get(found.prefix + key)
             if part is None:
-                if not any(re.fullmatch(pattern, key) for pattern in found.ignored):
+                if not any(re.fullmatch(pattern, key) for pattern in ignored):
                     spare[key] = tensor
                 continue
             wanted = part.shape(shapes)

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 from pando.errors import BaseModelError
 from pando.model.config import ExpertsConfig, MlpConfig, ModelConfig, RouterConfig
+from pando.model.families import families_where, family
 
 if TYPE_CHECKING:
     from pando.model.base import BaseModel
 
-# families as they are called with experts
-MIXTURES = {"llama": "mixtral", "mistral": "mixtral", "qwen3": "qwen3_moe"}
 ROUTER_DEVIATION = 0.02  # of the routers' fresh weights: small, and not 0, which would send all tokens to the same ones
 
 
@@ -25,19 +24,23 @@ def mixture_config(config: ModelConfig, experts: int, top_k: int) -> ModelConfig
     Raises:
         BaseModelError: its family, or a switch of it, has no mixture that is covered.
     """
-    if config.family not in MIXTURES:
-        raise BaseModelError(
-            f"{config.family} has no family with experts that is covered; {', '.join(MIXTURES)} have one"
-        )
+    called = family(config.family).mixture
+    if called is None:
+        known = ", ".join(families_where(lambda one: one.mixture))
+        raise BaseModelError(f"{config.family} has no family with experts that is covered; {known} have one")
     if not 1 <= top_k <= experts or experts < 2:
         raise BaseModelError(f"{top_k} of {experts} experts cannot be: at least two, and no more for each token")
     layers = []
     for layer in config.layers:
         mlp = layer.mlp
-        if not isinstance(mlp, MlpConfig) or mlp.bias or (layer.attention.bias and config.family != "qwen3"):
+        if not isinstance(mlp, MlpConfig) or mlp.bias:
             raise BaseModelError(f"a {config.family} with biases has no mixture that is covered")
         layers.append(replace(layer, mlp=ExpertsConfig(experts, mlp.hidden, RouterConfig(top_k), mlp.activation)))
-    return replace(config, family=MIXTURES[config.family], layers=tuple(layers))
+    made = replace(config, family=called, layers=tuple(layers))
+    found = family(called)
+    if found.config(found.hf_config(made)).layers != made.layers:
+        raise BaseModelError(f"this {config.family} has a switch (windows, biases) that {called} lacks")
+    return made
 
 
 def upcycle(base: BaseModel, folder: Path, experts: int, top_k: int, seed: int = 0) -> ModelConfig:

@@ -38,8 +38,9 @@ class ShapeConfig:
     """The model's shape; exactly that of a family which transformers knows.
 
     Attributes:
-        family: "qwen3" (with norms on queries and keys), "llama", "modernbert" (an encoder, which learns by the
-            objective `masked`) or "t5" (1.1: an encoder and a decoder, which learn by `span` or `supervised`).
+        family: one that can begin from nothing: "qwen3" (with norms on queries and keys), "llama", "modernbert" (an
+            encoder, which learns by the objective `masked`), "t5" (1.1: an encoder and a decoder, which learn by `span`
+            or `supervised`), or any other whose file says how (`Family.fresh`).
         depth: blocks, of encoder and decoder each. width: d_model. hidden: of the feed-forward layers.
         heads, kv_heads, head_dim: of attention.
         context: most positions, in tokens.
@@ -50,7 +51,7 @@ class ShapeConfig:
         expert_hidden: width of an expert; 0 is `hidden` / `top_k`, so that a token meets as many weights as without.
     """
 
-    family: Literal["qwen3", "llama", "modernbert", "t5"] = "qwen3"
+    family: str = "qwen3"
     depth: int = 12
     width: int = 768
     hidden: int = 2048

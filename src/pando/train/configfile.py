@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pando.errors import PandoError
-from pando.model.families import family
+from pando.model.families import families_where, family
 from pando.train.config import FORMAT, LEARNS, PretrainConfig, ShapeConfig, inner_dataclass
 
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmb])", re.IGNORECASE)
@@ -156,13 +156,18 @@ def _together(given: Given) -> None:
     if experts and values.get("model.top_k", 2) > experts:
         raise given.wrong("model.top_k", f"is more than model.experts, {experts}")
     name = values.get("model.family", ShapeConfig.family)
+    known = families_where(lambda one: one.fresh)
+    if name not in known:
+        raise given.wrong("model.family", f"{name!r} is not one of {', '.join(known)}")
     found = family(name)
+    if experts and found.mixture is None:
+        raise given.wrong("model.experts", f"a {name} has none")
     if found.group in LEARNS:
-        if experts:
-            raise given.wrong("model.experts", f"a {name} has none")
         fitting = LEARNS[found.group]
         if not set(values.get("objectives", {"causal": 1.0})) <= set(fitting):
             raise given.wrong("objectives", f"a {name} learns by {' or '.join(fitting)}: write {{{fitting[0]}: 1}}")
+    if values.get("watch.answers") is not None and found.group == "encoder":
+        raise given.wrong("watch.answers", f"a {name} gives no answers; leave it out")
     if values.get("model.tied") and not found.ties:
         raise given.wrong("model.tied", f"a {name} has a head of its own")
     if values.get("model.head_dim", 2) % 2:

@@ -21,7 +21,6 @@ from pando.model import costs
 from pando.model.config import ExpertsConfig, ModelConfig, RouterConfig
 from pando.model.families import family
 from pando.model.families.decoder import Shape
-from pando.model.upcycle import MIXTURES
 from pando.train.config import PretrainConfig, ShapeConfig, build
 from pando.train.configfile import Given, parse_count
 
@@ -115,7 +114,8 @@ def model_config(config: PretrainConfig, vocab_size: int, start: int = 0) -> Mod
     each = wanted.expert_hidden or max(1, wanted.hidden // wanted.top_k)
     experts = ExpertsConfig(wanted.experts, each, RouterConfig(wanted.top_k))
     layers = tuple(replace(layer, mlp=experts) for layer in made.layers)
-    return replace(made, family=MIXTURES[wanted.family], layers=layers)
+    assert found.mixture is not None
+    return replace(made, family=found.mixture, layers=layers)
 
 
 def scaling_weights(model: ModelConfig) -> int:

@@ -7,10 +7,17 @@ from typing import Any
 
 from pando.model.card import Card
 from pando.model.export import write_base
+from pando.model.families import family
 from pando.model.transformer import Transformer
 from pando.train.config import PretrainConfig
 from pando.train.dial import train_flops
 from pando.train.shards import Shards
+
+_DOES = {  # what the hub calls it, and in words
+    "decoder": ("text-generation", "continues text"),
+    "encoder": ("fill-mask", "reads text and fills gaps in it"),
+    "encoder-decoder": ("text2text-generation", "reads text and writes what is missing in it"),
+}
 
 
 def leave_base(
@@ -40,10 +47,11 @@ def card(model: Transformer, shards: Shards, config: PretrainConfig, actual: dic
         }
         for one in shards.sources
     ]
-    shape = config.model
+    shape, group = config.model, family(model.config.family).group
+    experts = f", {shape.experts} experts of which a token meets {shape.top_k}" if shape.experts else ""
     training = {
         "parameters": model.config.parameters,
-        "shape": f"{shape.family}, {shape.depth} blocks of width {shape.width}, {shape.heads} heads",
+        "shape": f"{model.config.family}, {shape.depth} blocks of width {shape.width}, {shape.heads} heads{experts}",
         "context": shape.context,
         "vocabulary": model.config.vocab_size,
         "tokens": actual["tokens"],
@@ -54,10 +62,12 @@ def card(model: Transformer, shards: Shards, config: PretrainConfig, actual: dic
     flops = f"{actual['tokens'] * train_flops(model.config):.3g}"
     costs = {"hours": actual["hours"], "US dollars": actual["usd"], "FLOPs": flops}
     held = actual.get("bits_per_byte")
+    task, does = _DOES[group]
     return Card(
         name=config.name,
-        summary="A base model trained from scratch with `pando pretrain`. It continues text; it was not taught to "
-        "follow instructions. The weights can carry text that they were trained on.",
+        summary=f"A base model trained from scratch with `pando pretrain`. It {does}; it was not taught to follow "
+        "instructions. The weights can carry text that they were trained on.",
+        task=task,
         data=data,
         training=training,
         costs=costs,

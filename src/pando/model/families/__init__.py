@@ -135,13 +135,15 @@ class Family:
         keys: (our parameter name, Hugging Face key) of parameters that are kept as they are.
         packed: the other ones; together every parameter of a model once.
         prefix: files of the bare model, without its head, lack it at the beginning of their keys.
-        ignored: regular expressions of keys that old files carry and nothing needs.
+        ignored: regular expressions of keys that files carry and nothing needs; DEPTH in them is the number of layers.
+        renamed: what a key of old files is called today.
         copies: of keys that may be there once more and must hold the embedding.
         zeros: of keys that may be there and must hold nothing but zeros.
         group: which stacks it has.
         fresh: a config to train from nothing, from sizes, base of rotary positions, and other fields of `ModelConfig`;
             None: it is not pretrained here.
         ties: whether the head may be the embedding.
+        mixture: the family that it is called with experts, where that is covered.
         gguf: how GGUF files keep it, or None.
     """
 
@@ -152,11 +154,13 @@ class Family:
     packed: Callable[[ModelConfig], Iterator[Packed]] = lambda config: iter(())
     prefix: str = ""
     ignored: tuple[str, ...] = field(default=())
+    renamed: Callable[[str], str] = lambda key: key
     copies: tuple[str, ...] = ()
     zeros: tuple[str, ...] = ()
     group: Literal["decoder", "encoder", "encoder-decoder"] = "decoder"
     fresh: Callable[[Shape, float, Mapping[str, Any]], ModelConfig] | None = None
     ties: bool = True
+    mixture: str | None = None
     gguf: Gguf | None = None
 
 
@@ -171,6 +175,11 @@ def family(name: str) -> Family:
     found = importlib.import_module(f"pando.model.families.{_MODULES[name]}").FAMILY
     assert isinstance(found, Family)
     return found
+
+
+def families_where(fits: Callable[[Family], object]) -> list[str]:
+    """Names of the families that something holds for; one that is the same as another is not named."""
+    return [name for name in sorted(_MODULES) if family(name).name == name and fits(family(name))]
 
 
 def gguf_family(architecture: str, experts: int = 0) -> Family:

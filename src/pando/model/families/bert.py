@@ -38,6 +38,11 @@ _HEAD = {
 }
 
 
+def renamed(key: str) -> str:
+    """Norms as TensorFlow called them, in files that were converted from it (bert-base-uncased)."""
+    return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
 def encoder_switches(hf: dict[str, Any]) -> Switches:
     """What configs of this kind say, without what is of training or of other heads."""
     switches = Switches({"hidden_act": "gelu"} | hf)
@@ -116,6 +121,7 @@ FAMILY = Family(
         "cls.predictions.bias" if config.tied else "cls.predictions.decoder.bias",
     ),
     prefix="bert.",
+    renamed=renamed,
     ignored=(
         r"(bert\.)?embeddings\.position_ids",
         r"(bert\.)?pooler\..*",

@@ -92,7 +92,7 @@ def read_shape(switches: Switches, *, activation: str = "hidden_act", usual_hidd
         usual_hidden: width of the feed-forward layer where nothing is said, as a multiple of d_model.
     """
     d_model, heads = switches.integer("hidden_size"), switches.integer("num_attention_heads")
-    switches.only("attention_dropout", 0.0)
+    switches.ignore("attention_dropout")  # of training
     return Shape(
         d_model=d_model,
         heads=heads,

@@ -71,6 +71,8 @@ def read_deepseek(
 ) -> ModelConfig:
     """What both read: the first layers are plain."""
     plain = int(switches.maybe("first_k_dense_replace") or 0)
+    if plain >= shape.depth:
+        raise switches.wrong("first_k_dense_replace", plain, f"less than num_hidden_layers, {shape.depth}")
     layers = [LayerConfig(attention, shape.mlp() if i < plain else mixture) for i in range(shape.depth)]
     norm = NormConfig(eps=switches.number("rms_norm_eps", 1e-6))
     return finish(switches, family, shape, layers, norm, tied=switches.flag("tie_word_embeddings", False))
@@ -81,7 +83,6 @@ def deepseek_switches(hf: dict[str, Any]) -> Switches:
     switches = Switches({key: value for key, value in hf.items() if key not in _OWN})
     switches.ignore(*_UNUSED)
     switches.only("moe_layer_freq", 1)
-    switches.only("pretraining_tp", 1)
     switches.only("mlp_bias", False)
     return switches
 

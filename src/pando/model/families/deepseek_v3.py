@@ -46,5 +46,5 @@ FAMILY = Family(
     hf_config=lambda config: write_deepseek(config, "DeepseekV3ForCausalLM"),
     keys=deepseek_names,
     packed=hf_experts,
-    ignored=(r"model\.layers\.61\..*",),
+    ignored=(r"model\.layers\.DEPTH\..*",),
 )

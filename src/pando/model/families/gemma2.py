@@ -65,6 +65,7 @@ def write_gemma(config: ModelConfig, architecture: str) -> dict[str, Any]:
 
 def _config(hf: dict[str, Any]) -> ModelConfig:
     switches = gemma_switches(hf, _USUAL)
+    switches.ignore("sliding_window_size")  # what 9b says again
     shape = read_shape(switches, activation="hidden_activation")
     rope = read_rope(switches, shape.head_dim, shape.context_length)
     bias, scale = switches.flag("attention_bias", False), gemma_scale(switches)

@@ -1,8 +1,8 @@
 """The llama family (Llama 1 to 3.x, SmolLM2, DeepSeek-Coder and others): norms before each part, rotary positions,
 grouped-query attention, SwiGLU, a tied or untied head.
 
-Papers: arXiv 2302.13971, 2307.09288, 2407.21783. Not covered: tensor slices of pretraining (`pretraining_tp` above 1),
-dropout, quantised weights, the scalings of rotary positions "dynamic" and "longrope".
+Papers: arXiv 2302.13971, 2307.09288, 2407.21783. Not covered: dropout, quantised weights, the scalings of rotary
+positions "dynamic" and "longrope".
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from pando.model.families.reading import Switches, read_rope
 
 def _config(hf: dict[str, Any]) -> ModelConfig:
     switches = Switches(hf)
-    switches.only("pretraining_tp", 1)
     switches.only("rope_interleaved", False)
     shape = read_shape(switches)
     rope = read_rope(switches, shape.head_dim, shape.context_length)
@@ -43,6 +42,7 @@ FAMILY = Family(
     config=_config,
     hf_config=_hf_config,
     keys=hf_names,
+    mixture="mixtral",
     fresh=fresh_decoder("llama"),
     ignored=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
     gguf=Gguf("llama", lambda s: read_gguf_decoder(s, "llama"), write_gguf_decoder, gguf_names, paired=paired_heads),

@@ -32,4 +32,4 @@ def _hf_config(config: ModelConfig) -> dict[str, Any]:
     return write_decoder(config, "MistralForCausalLM", sliding_window=config.layers[0].attention.window)
 
 
-FAMILY = Family(name="mistral", config=_config, hf_config=_hf_config, keys=hf_names)
+FAMILY = Family(name="mistral", config=_config, hf_config=_hf_config, keys=hf_names, mixture="mixtral")

@@ -40,6 +40,7 @@ FAMILY = Family(
     config=_config,
     hf_config=_hf_config,
     keys=hf_names,
+    mixture="qwen3_moe",
     fresh=fresh_decoder("qwen3", qk_norm="head"),
     gguf=Gguf("qwen3", lambda s: read_gguf_decoder(s, "qwen3", qk_norm="head"), write_gguf_decoder, gguf_names),
 )

@@ -11,13 +11,15 @@ from pando.model.config import RopeConfig, RopeScaling
 
 # What Hugging Face configs carry that does not change the outputs of the model.
 _HARMLESS = {
-    "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward", "diversity_penalty", "dtype",
-    "eos_token_id", "finetuning_task", "id2label", "initializer_range", "is_llama_config",
+    "architectures", "auto_map", "bos_token_id", "cache_implementation",
+    "chunk_size_feed_forward", "diversity_penalty", "dtype", "eos_token_id", "finetuning_task", "id2label",
+    "initializer_range", "is_llama_config",
     "keys_to_ignore_at_inference",
     "label2id", "length_penalty", "license", "max_length", "max_sequence_length", "min_length", "model_max_length",
     "model_type", "name_or_path", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences",
-    "output_attentions", "output_hidden_states", "pad_token_id", "prefix", "problem_type", "remove_invalid_values",
-    "repetition_penalty", "return_dict", "return_dict_in_generate", "sep_token_id", "temperature",
+    "output_attentions", "output_hidden_states", "output_past", "pad_token_id",
+    "predict_special_tokens", "prefix", "problem_type", "remove_invalid_values",
+    "pretraining_tp", "repetition_penalty", "return_dict", "return_dict_in_generate", "sep_token_id", "temperature",
     "tie_encoder_decoder", "tokenizer_class", "top_k", "top_p", "torch_dtype", "transformers.js_config",
     "transformers_version", "typical_p", "unsloth_fixed", "unsloth_version", "use_cache", "use_return_dict",
 }  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 
 from pando.model.config import ModelConfig
 from pando.model.families import Family
-from pando.model.families.bert import encoder_names, encoder_switches, read_encoder, write_encoder
+from pando.model.families.bert import encoder_names, encoder_switches, read_encoder, renamed, write_encoder
 
 _OFFSET = 2  # positions are counted from behind the padding token's number
 _HEAD = {
@@ -38,6 +38,7 @@ FAMILY = Family(
         config, "roberta.", _HEAD, "lm_head.bias" if config.tied else "lm_head.decoder.bias"
     ),
     prefix="roberta.",
+    renamed=renamed,
     ignored=(
         r"(roberta\.)?embeddings\.position_ids",
         r"(roberta\.)?pooler\..*",

@@ -23,6 +23,7 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
     turned = switches.each("no_rope_layers", 0, 1) or [int((i + 1) % interval != 0) for i in range(shape.depth)]
     if len(turned) < shape.depth:
         raise switches.wrong("no_rope_layers", turned, f"{shape.depth} entries")
+    switches.ignore("max_window_layers")  # which layers slide is said by layer_types
     slides = switches.flag("use_sliding_window", False)
     windows = read_windows(switches, shape.depth, lambda layer: slides and not turned[layer])
     bias = switches.flag("attention_bias", False)
