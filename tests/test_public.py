@@ -73,6 +73,7 @@ FIELDS: dict[str, dict[str, Any]] = {
         "start": 0,
         "side": None,
         "skin": None,
+        "max_tokens": None,
         "truncate": "error",
     },
     "Completion": {

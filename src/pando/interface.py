@@ -115,7 +115,9 @@ class FeatureRequest:
         side: with the pooling "own", whether the text is a "query" or a "document": the base's own prompt for it stands
             before it; None is the one that it says stands before every text, if any.
         skin: a skin or PEFT folder whose adapter is applied.
-        truncate: as for scores; "left" drops the oldest tokens (of an encoder, those behind the first).
+        max_tokens: most that are read; None: what the base holds (with the pooling "own", what it was trained for).
+        truncate: where the text is longer: "left" drops the oldest tokens (of an encoder, those behind the first),
+            "right" the newest (but for what the tokenizer adds at the end), as sentence-transformers does.
     """
 
     text: str | Sequence[int]
@@ -124,7 +126,8 @@ class FeatureRequest:
     start: int = 0
     side: Side | None = None
     skin: str | None = None
-    truncate: Truncate = "error"
+    max_tokens: int | None = None
+    truncate: Truncate | Literal["right"] = "error"
 
 
 @dataclass(frozen=True)

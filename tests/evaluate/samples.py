@@ -8,7 +8,7 @@ from pando.task.metrics import Accuracy, FunctionMetric, ItemScore
 
 class Mean(FunctionMetric):
     def __init__(self) -> None:
-        super().__init__("mean", float, None)  # type: ignore[arg-type]
+        super().__init__("mean", float, None, False)  # type: ignore[arg-type]
 
 
 def scores(values) -> list[ItemScore]:

@@ -244,6 +244,14 @@ def test_a_sentence_encoder_embeds_as_its_files_say(sentences: Path) -> None:
         )
         assert long.usage.truncated_tokens == 4
         assert np.array_equal(long.vectors, kept.vectors)  # its opening, whose state is the vector, stays
+        head, kept = (
+            engine.features([FeatureRequest(text=row, pooling="mean", max_tokens=9, truncate="right")])[0]
+            for row in (ids, ids[:9])
+        )
+        assert (head.usage.truncated_tokens, kept.usage.truncated_tokens) == (11, 0)
+        assert np.array_equal(head.vectors, kept.vectors)
+        with pytest.raises(ContextLengthError, match="9"):
+            engine.features([FeatureRequest(text=ids, max_tokens=9)])
     before = base.identity.hash
     (sentences / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
     assert open_base(sentences).identity.hash != before  # what bears on vectors is part of the base
@@ -254,6 +262,7 @@ def test_a_sentence_encoder_embeds_as_its_files_say(sentences: Path) -> None:
     [
         ("modules.json", [{"type": "sentence_transformers.models.Dense"}], "Dense"),
         ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "pooling_mode_max_tokens"),
+        ("1_Pooling/config.json", {"pooling_mode_cls_token": True, "include_prompt": False}, "include_prompt false"),
         ("sentence_bert_config.json", [], "JSON object"),
     ],
 )

@@ -143,7 +143,13 @@ class RequestCompiler:
         if pooling == "own":
             pooling, limit = self._embedding.pooling, min(limit, self._embedding.max_tokens or limit)
             prompts = {"query": self._embedding.query, "document": self._embedding.document}
-            text = prompts.get(str(request.side), self._embedding.prompt) + text if isinstance(text, str) else text
+            if isinstance(text, str):
+                text = prompts.get(str(request.side), self._embedding.prompt) + text
+                text = text.lower() if self._embedding.lower else text
+        if request.max_tokens is not None:
+            if request.max_tokens < 1:
+                raise RequestError(f"max_tokens must be 1 or more, not {request.max_tokens}", "max_tokens")
+            limit = min(limit, request.max_tokens)
         tokens = self._ids(text, "text")
         start = 0
         if isinstance(text, str) and request.start:
@@ -152,10 +158,15 @@ class RequestCompiler:
         if start >= len(tokens):
             raise RequestError("text has no tokens to pool", "text")
         opening = tokens[0]
-        tokens, truncated = self._fit(tokens, limit, request.truncate, "text", most=limit)
-        if whole and truncated:
+        if request.truncate == "right":
+            tokens, given = self._tokenizer.cut(tokens, limit), len(tokens)
+            truncated, start = given - len(tokens), min(start, len(tokens) - 1)
+        else:
+            tokens, truncated = self._fit(tokens, limit, request.truncate, "text", most=limit)
+            start = max(start - truncated, 0)
+        if whole and truncated and request.truncate == "left":
             tokens[0] = opening  # an encoder learnt from texts that all begin so, and its vector may stand there
-        first = len(tokens) - 1 if pooling == "last" else max(start - truncated, 0)
+        first = len(tokens) - 1 if pooling == "last" else start
         pooled = range(first, first + 1 if pooling == "first" else len(tokens))
         job = Pooling(tokens, layers, pooled, pooling == "both", adapter, self._key(adapter), whole)
         job.truncated = truncated

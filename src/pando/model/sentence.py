@@ -28,6 +28,7 @@ class Embedding:
         max_tokens: what the encoder was trained for, or None.
         prompt: stands before every text.
         query, document: stand before a query and before what is searched.
+        lower: whether texts are brought to lower case before.
         known: whether the base's files say all this.
     """
 
@@ -36,6 +37,7 @@ class Embedding:
     prompt: str = ""
     query: str = ""
     document: str = ""
+    lower: bool = False
     known: bool = False
 
 
@@ -51,13 +53,16 @@ def read_embedding(folder: Path) -> Embedding:
     if unknown := [kind for kind in kinds if kind not in _KNOWN]:
         raise BaseModelError(f"{folder / MODULES}: {', '.join(unknown)} is not supported (only {', '.join(_KNOWN)})")
     pooling: Literal["mean", "first", "last"] = "mean"
+    path, spared = folder / "1_Pooling" / "config.json", False
     if "Pooling" in kinds:
-        path = folder / "1_Pooling" / "config.json"
-        chosen = [name for name, on in _json(path, dict).items() if name.startswith("pooling_mode_") and on]
+        switches = _json(path, dict)
+        spared = switches.get("include_prompt") is False
+        chosen = [name for name, on in switches.items() if name.startswith("pooling_mode_") and on]
         if len(chosen) != 1 or chosen[0] not in _POOLINGS:
             raise BaseModelError(f"{path}: {' and '.join(chosen) or 'no pooling'} is not supported")
         pooling = _POOLINGS[chosen[0]]
-    size = _json(folder / "sentence_bert_config.json", dict).get("max_seq_length")
+    how = _json(folder / "sentence_bert_config.json", dict)
+    size = how.get("max_seq_length")
     more = _json(folder / "config_sentence_transformers.json", dict)
     prompts, default = more.get("prompts") or {}, more.get("default_prompt_name")
     usual = prompts.get(default, "") if default else ""
@@ -65,7 +70,10 @@ def read_embedding(folder: Path) -> Embedding:
         next((prompts[name] for name in names if name in prompts), usual)
         for names in (("query",), ("document", "passage"))
     )
-    return Embedding(pooling, size if type(size) is int else None, usual, query, document, known=True)
+    if spared and (usual or query or document):
+        raise BaseModelError(f"{path}: include_prompt false is not supported where texts have prompts")
+    limit, lower = size if type(size) is int else None, how.get("do_lower_case") is True
+    return Embedding(pooling, limit, usual, query, document, lower, known=True)
 
 
 def _json(path: Path, kind: type) -> Any:

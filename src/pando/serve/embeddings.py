@@ -17,6 +17,7 @@ from pando.serve.errors import ApiError
 from pando.serve.respond import respond
 from pando.serve.spelled import usage
 from pando.serve.wire import EmbeddingBody
+from pando.skin.methods import search_request
 from pando.skin.search import unit
 
 router = APIRouter()
@@ -43,9 +44,10 @@ async def embed(
     call: Call,
     texts: Sequence[str | Sequence[int]],
     sides: Sequence[Side | None],
-    truncate: Literal["error", "left"],
+    truncate: Literal["error", "left", "right"],
 ) -> Any:
-    """Vectors float32 [n, d] of unit length. A `side` puts the prompt of queries or of documents before a text.
+    """Vectors float32 [n, d] of unit length. A `side` puts the prompt of queries or of documents before a text. A skin
+    that searches reads texts as it read its documents, at their heads.
 
     Raises:
         ApiError: the model shows no hidden states.
@@ -59,17 +61,11 @@ async def embed(
             for text, side in zip(texts, sides, strict=True)
         ]
         return await call.locally(_vectors, await call.ask(requests), None)
-    reading, how = skin.reading, skin.searching
+    how = skin.searching
     assert how is not None and skin.documents is not None
     prompts = {"query": how.query_prompt, "document": how.document_prompt, None: ""}
     requests = [
-        FeatureRequest(
-            text=prompts[side] + text if isinstance(text, str) else text,
-            layers=reading.layers,
-            pooling=reading.pooling,
-            skin=adapter,
-            truncate=truncate,
-        )
+        search_request(skin, prompts[side] + text if isinstance(text, str) else text)
         for text, side in zip(texts, sides, strict=True)
     ]
     return await call.locally(_vectors, await call.ask(requests), skin.documents.mean)

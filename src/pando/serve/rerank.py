@@ -31,6 +31,9 @@ async def rerank(body: RerankBody, request: Request) -> Response:
             message = f"{body.model} knows words, not vectors; name a base, or a skin that searches by vectors"
             raise ApiError(400, message, param="model", code="unsupported_model")
         if call.served.model.capabilities.pairs:
+            if body.truncate == "right":
+                message = "truncate must be 'error' or 'left' for a model that reads query and document together"
+                raise ApiError(400, message, param="truncate", code="invalid_value")
             asked = ScoreRequest(
                 context=body.query,
                 continuations=body.documents,

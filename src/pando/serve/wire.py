@@ -303,7 +303,7 @@ class EmbeddingBody(Body):
     input: Annotated[list[str] | list[list[int]], BeforeValidator(_inputs), Field(max_length=MAX_INPUTS)]
     encoding_format: Literal["float", "base64"] = "float"
     input_type: Literal["query", "document"] | None = None
-    truncate: Literal["error", "left"] = "error"
+    truncate: Literal["error", "left", "right"] = "error"
 
 
 def _documents(value: Any) -> Any:
@@ -322,7 +322,7 @@ class RerankBody(Body):
     documents: Annotated[list[str], BeforeValidator(_documents), Field(max_length=MAX_INPUTS)]
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool = False
-    truncate: Literal["error", "left"] = "error"
+    truncate: Literal["error", "left", "right"] = "error"
 
 
 def _texts(value: Any) -> Any:

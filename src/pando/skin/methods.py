@@ -121,8 +121,7 @@ class Search:
         assert how is not None
         if reading is None:
             return []
-        text = how.query_prompt + one_text(inputs)
-        return [FeatureRequest(text=text, layers=reading.layers, pooling=reading.pooling, skin=_adapter(skin))]
+        return [search_request(skin, how.query_prompt + one_text(inputs))]
 
     def answer(self, skin: Skin, inputs: Inputs, answers: Sequence[Answer]) -> Prediction:
         assert skin.searching is not None and skin.documents is not None
@@ -139,6 +138,21 @@ METHODS: dict[MethodName, Method] = {
     "probe": Probe(),
     "search": Search(),
 }
+
+
+def search_request(skin: Skin, text: str | Sequence[int]) -> FeatureRequest:
+    """What a skin that searches asks about a query or a document, its prompt before it; long ones are read at their
+    heads only."""
+    reading, how = skin.reading, skin.searching
+    assert reading is not None and how is not None
+    return FeatureRequest(
+        text=text,
+        layers=reading.layers,
+        pooling=reading.pooling,
+        skin=_adapter(skin),
+        max_tokens=how.max_tokens,
+        truncate="right",
+    )
 
 
 def feature_request(skin: Skin, model: LanguageModel, inputs: Inputs) -> FeatureRequest:

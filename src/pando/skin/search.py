@@ -90,7 +90,7 @@ class Searching:
             alone.
         depth: most documents of an answer.
         query_prompt, document_prompt: stand before a query and before a document.
-        max_tokens: of a document that are read for its vector.
+        max_tokens: of a query or document that are read for its vector.
     """
 
     share: float = 0.0

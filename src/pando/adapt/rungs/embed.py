@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -17,8 +17,9 @@ import numpy as np
 
 from pando.adapt.rungs.common import draft
 from pando.files import atomic_write, content_hash
-from pando.interface import Capabilities, FeatureRequest, Features, Usage
+from pando.interface import Capabilities, Features, Usage
 from pando.skin import Skin
+from pando.skin.methods import search_request
 from pando.skin.parts import Reading
 from pando.skin.search import Bm25, DocumentIndex, Searching, unit
 from pando.task.file import Task
@@ -130,7 +131,10 @@ def _kept(path: Path, skin: Skin, texts: Sequence[str], lab: Lab) -> np.ndarray:
         known: np.ndarray = np.load(path)
         return known
     start = time.perf_counter()
-    handles = [lab.model.submit(request) for request in _requests(skin, texts, lab)]
+    assert skin.searching is not None
+    asked = [skin.searching.document_prompt + text for text in texts]
+    # an empty document has a vector too
+    handles = [lab.model.submit(search_request(skin, text if text.strip() else ".")) for text in asked]
     answers = cast("list[Features]", [handle.result() for handle in handles])
     lab.bill("build", time.perf_counter() - start, sum((one.usage for one in answers), Usage()))
     vectors = np.stack([one.vectors for one in answers])
@@ -138,14 +142,3 @@ def _kept(path: Path, skin: Skin, texts: Sequence[str], lab: Lab) -> np.ndarray:
     np.save(file, vectors)
     atomic_write(path, file.getvalue())
     return vectors
-
-
-def _requests(skin: Skin, texts: Sequence[str], lab: Lab) -> Iterator[FeatureRequest]:
-    """What is asked about documents; long ones are read at their heads only."""
-    reading, how = skin.reading, skin.searching
-    assert reading is not None and how is not None
-    tokenizer = cast("Engine", lab.model).base.tokenizer
-    adapter = str(skin.adapter) if skin.adapter else None
-    for ids in tokenizer.encode_batch([how.document_prompt + text for text in texts]):
-        tokens = tokenizer.cut(ids, how.max_tokens) or tokenizer.encode(".")  # an empty document has a vector too
-        yield FeatureRequest(text=tokens, layers=reading.layers, pooling=reading.pooling, skin=adapter)
