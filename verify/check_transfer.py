@@ -3,7 +3,7 @@
 Both are pretrained on the public texts. With all weights trained, the one learns to translate (tatoeba, English to
 French), the other to tell 150 intents (clinc150). Both arms, from the pretrained and from random weights, choose among
 the same learning rates on held-back rows and are then trained with three seeds; the interval is that of the mean
-difference over test rows, by resampling them. PANDO_TRANSFER_MINUTES shortens the pretraining, and then proves nothing.
+difference, by resampling test rows and seeds. PANDO_TRANSFER_MINUTES shortens the pretraining, and then proves nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ import torch
 from _corpus import command, need_data, write_config
 from ladders import DATA, work_folder
 
+from pando.model.config import InitConfig
+
 MINUTES = float(os.environ.get("PANDO_TRANSFER_MINUTES", "10"))
-RATES, SEEDS = (3e-4, 1e-3, 3e-3), range(3)
+RATES, SEEDS, RESAMPLES = (3e-4, 1e-3, 3e-3), range(3), 4000
 BATCH, WARM = 32, 0.1
 STEPS = {"t5": 800, "modernbert": 400}
 ROWS, HELD, TESTED = {"t5": 20_000, "modernbert": 15_000}, 300, 500
@@ -81,6 +84,7 @@ def tuned(
     """(model, learning) after the whole schedule, all weights trained."""
     model = base.module().train().requires_grad_(True)
     if fresh:
+        model.config = replace(model.config, init=InitConfig())  # as pretraining drew its own
         model.initialise(seed)
     learning = learning_of(model)
     trained = [*model.parameters(), *learning.parameters()]
@@ -139,6 +143,18 @@ def told(examples: Sequence[Any]) -> Score:
     return score
 
 
+def apart(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
+    """Mean difference of scores [seeds, rows], and its 95 % interval by resampling rows and, on each side, seeds."""
+    random_numbers, gaps = np.random.default_rng(0), []
+    seeds, count = one.shape
+    for _ in range(RESAMPLES):
+        drawn = random_numbers.integers(count, size=count)
+        first, second = random_numbers.integers(seeds, size=(2, seeds))
+        gaps.append(one[first][:, drawn].mean() - other[second][:, drawn].mean())
+    low, high = np.quantile(gaps, (0.025, 0.975))
+    return float(one.mean() - other.mean()), float(low), float(high)
+
+
 def compared(work: Path, family: str) -> tuple[str, bool]:
     """What is said of one architecture, and whether pretraining pays."""
     from pando.model.base import open_base
@@ -178,12 +194,10 @@ def compared(work: Path, family: str) -> tuple[str, bool]:
             once(f"{arm}, seed {seed}", lambda made: score(*made).tolist(), fresh, rates[arm], seed) for seed in SEEDS
         ]
         arms[arm] = np.array(scores)
-    gaps = (arms["pretrained"] - arms["random"]).mean(axis=0)
-    draws = np.random.default_rng(0).integers(len(gaps), size=(4000, len(gaps)))
-    low, high = np.quantile(gaps[draws].mean(axis=1), (0.025, 0.975))
+    gap, low, high = apart(arms["pretrained"], arms["random"])
     names = {"t5": "chrF", "modernbert": "accuracy"}
     each = ", ".join(f"{arm} {values.mean():.3f} at {rates[arm]:g}" for arm, values in arms.items())
-    return f"{family}: {names[family]} {each}, {gaps.mean():+.3f} [{low:+.3f}, {high:+.3f}]", bool(low > 0)
+    return f"{family}: {names[family]} {each}, {gap:+.3f} [{low:+.3f}, {high:+.3f}]", bool(low > 0)
 
 
 def main() -> int:

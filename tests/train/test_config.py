@@ -34,7 +34,7 @@ def _given(folder: Path, text: str) -> object:
         ("tokens: many", 1, "tokens: must be a number, not 'many'"),
         ("tokens: 1.5", 1, "tokens: must be a whole number, not 1.5"),
         ("model:\n  depth: 0", 2, "model.depth: must be at least 1"),
-        ("model: {family: gpt9}", 1, "model.family: 'gpt9' is not one of llama, modernbert, qwen3, t5"),
+        ("model: {family: gpt9}", 1, "model.family: 'gpt9' is not one of deepseek_v3, llama, modernbert, qwen3, t5"),
         (
             "model: {family: modernbert}\nobjectives: {masked: 1}\nwatch: {answers: qa.jsonl}",
             3,

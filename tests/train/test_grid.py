@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,10 +20,12 @@ from pando.interface import FeatureRequest, GenerateRequest
 from pando.model.base import open_base
 from pando.model.context import PackedContext, RowContext
 from pando.model.lora import LoraConfig, all_linear
+from pando.skin.search import unit
 from pando.train.config import build
-from pando.train.configfile import read_config
-from pando.train.dial import model_config
+from pando.train.configfile import Given, read_config
+from pando.train.dial import CorpusFacts, model_config, resolve
 from pando.train.finish import leave_base
+from pando.train.learning import LabelledExample, Labelling
 from pando.train.log import losses as logged
 from pando.train.log import read_log
 from pando.train.loop import pretrain
@@ -31,18 +35,33 @@ from pando.train.prepare import Money
 from pando.train.shards import Shards, open_shards
 from pando.train.supervised import SupervisedExample
 from pando.train.trainer import Trainer
+from tests.serve.conftest import Running
 from tests.train.corpus import sentences, write_texts
+from tests.train.runs import interrupted
 
 SHAPE = {"depth": 2, "width": 32, "hidden": 64, "heads": 2, "kv_heads": 2, "head_dim": 16, "context": 64}
 GROUPS: dict[str, dict[str, Any]] = {
     "dense": {"family": "qwen3"},
     "mixture": {"family": "qwen3", "experts": 4},
     "mixture, llama": {"family": "llama", "experts": 4, "top_k": 1},
+    "mixture, deepseek_v3": {
+        "family": "deepseek_v3",
+        "experts": 4,
+        "shared_experts": 1,
+        "groups": 2,
+        "top_groups": 1,
+        "dense_layers": 1,
+    },
     "encoder": {"family": "modernbert"},
     "encoder-decoder": {"family": "t5", "tied": False},
 }
 CASES = [(group, objective) for group in ("dense", "mixture") for objective in ("causal", "fim", "masked", "span")]
-CASES += [("mixture, llama", "causal"), ("encoder", "masked"), ("encoder-decoder", "span")]
+CASES += [
+    ("mixture, llama", "causal"),
+    ("mixture, deepseek_v3", "causal"),
+    ("encoder", "masked"),
+    ("encoder-decoder", "span"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -61,29 +80,44 @@ def trainer(shards: Shards, place: Any, group: str, objective: str, **more: Any)
     return Trainer(made, model_config(made, shards.vocab_size), shards, place)
 
 
+def config(path: Path, group: str, objective: str, more: str = "") -> Path:
+    """The file of a short run."""
+    shape = ", ".join(f"{name}: {str(value).lower()}" for name, value in {**SHAPE, **GROUPS[group]}.items())
+    path.write_text(
+        f"model: {{{shape}}}\nobjectives: {{{objective}: 1}}\nsequence: 32\nbatch: 256\ntokens: 2560\n"
+        f"machine: {{number: float32, compile: off}}\n{more}"
+    )
+    return path
+
+
 @pytest.mark.parametrize(("group", "objective"), CASES)
-def test_it_learns_one_batch_by_heart_and_goes_on_bit_for_bit(shards: Shards, group: str, objective: str) -> None:
+def test_it_learns_one_batch_by_heart(shards: Shards, group: str, objective: str) -> None:
     with joined("cpu") as place:
         made = trainer(shards, place, group, objective)
         batch = next(made.stream)
         made.stream = iter(lambda: batch, None)  # type: ignore[assignment]
-        losses = []
-        for step in range(150):
-            if step == 6:
-                kept = {name: tensor.clone() for name, tensor in made.tensors().items()}
-                numbers = copy.deepcopy({"optimiser": made.optimiser.state_dict(), "steps_made": made.steps_made})
-            found = made.step().read()
-            losses.append(found["parts"][objective])
-            if losses[-1] < 0.05:
-                break
-        assert losses[-1] < 0.05, losses[-1]
-        again = trainer(shards, place, group, objective)
-        again.stream = iter(lambda: batch, None)  # type: ignore[assignment]
-        for name, tensor in again.tensors().items():
-            tensor.copy_(kept[name])
-        again.optimiser.load_state_dict(numbers["optimiser"])
-        again.steps_made = numbers["steps_made"]
-        assert [again.step().read()["parts"][objective] for _ in range(3)] == losses[6:9]
+        losses = (made.step().read()["parts"][objective] for _ in range(150))
+        assert any(loss < 0.05 for loss in losses)
+
+
+@pytest.mark.parametrize(("group", "objective"), CASES)
+def test_a_run_that_broke_off_goes_on_bit_for_bit(
+    shards: Shards, group: str, objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = config(tmp_path / "pretrain.yaml", group, objective, "keep: {steps: 4}\nwatch: {validation_tokens: 500}\n")
+
+    def run(name: str, **options: Any) -> None:
+        with joined("cpu") as place:
+            pretrain(file, shards, tmp_path / name, place, Money(0.1), quiet=True, **options)
+
+    run("whole")
+    interrupted(monkeypatch, 6, lambda: run("broken"))
+    torch.rand(7)  # a process that was started anew has other generators
+    run("broken", resume=True)
+    losses = [list(logged(read_log(tmp_path / name / "log.jsonl"))) for name in ("whole", "broken")]
+    assert len(losses[0]) == 10 and losses[0] == losses[1]
+    models = [open_base(tmp_path / name / "model").module().state_dict() for name in ("whole", "broken")]
+    assert all(torch.equal(tensor, models[1][name]) for name, tensor in models[0].items())
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -112,19 +146,42 @@ def test_what_was_trained_opens_elsewhere_and_is_used_as_any_other(shards: Shard
     with Engine(base, base.module(), torch.device("cpu"), "float32", 64) as engine:
         (features,) = engine.features([FeatureRequest(text=ids[0].tolist())])
         assert features.vectors.shape == (1, SHAPE["width"])
-        if group == "encoder":
+        if base.config.both_ways:
+            labelled = [LabelledExample((5, 6, 7 + i), i % 2) for i in range(8)]
+            adapted(base, labelled, Labelling(base.module(), 2))
+            with served(engine, tmp_path) as server:
+                (found,) = server.post("embeddings", input=[ids[0].tolist()]).json()["data"]
+            assert np.allclose(found["embedding"], unit(features.vectors, None)[0], atol=1e-5)
             return
         (answer,) = engine.generate([GenerateRequest(prompt=[5, 6, 7], max_tokens=5, ignore_eos=True)])
         with torch.no_grad():
             wanted = theirs.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=5, do_sample=False, eos_token_id=None,
                                      pad_token_id=0)  # fmt: skip
         assert answer.tokens == wanted[0, -5:].tolist()
-    examples = [SupervisedExample((5, 6, 7 + i), (9 + i, 2)) for i in range(8)]
-    lora = LoraTrainer(
-        base.module(), LoraConfig(4, 8, all_linear(base.module())), examples, LoraSettings(3e-2, 60, 8), 0
-    )
+        adapted(base, [SupervisedExample((5, 6, 7 + i), (9 + i, 2)) for i in range(8)], None)
+        with served(engine, tmp_path) as server:
+            asked = {"prompt": [5, 6, 7], "max_tokens": 5, "temperature": 0, "ignore_eos": True}
+            told = server.post("completions", **asked).json()["choices"][0]["text"]
+        assert told == answer.text
+
+
+def adapted(base: Any, examples: Any, learning: Any) -> None:
+    """An adapter on every projection learns."""
+    model = base.module()
+    settings = LoraSettings(3e-2, 60, 8)
+    lora: Any = LoraTrainer(model, LoraConfig(4, 8, all_linear(model)), examples, settings, 0, learning)
     losses = list(lora.train(60))
     assert losses[-1] < losses[0] - 0.3
+
+
+@contextmanager
+def served(engine: Engine, home: Path) -> Iterator[Running]:
+    """A server on a port of its own."""
+    server = Running(engine, home)
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 def test_a_mixture_says_where_its_tokens_went(shards: Shards, tmp_path: Path) -> None:
@@ -179,6 +236,10 @@ def test_biases_balance_without_a_loss(shards: Shards) -> None:
         ("model: {family: t5}\nobjectives: {causal: 1}\n", "a t5 learns by span or supervised"),
         ("model: {family: t5, tied: true}\nobjectives: {span: 1}\n", "a head of its own"),
         ("model: {experts: 2, top_k: 3}\n", "is more than model.experts, 2"),
+        ("model: {family: deepseek_v3}\n", "has some in every case"),
+        ("model: {shared_experts: 1}\n", "of no account without model.experts"),
+        ("model: {family: deepseek_v3, experts: 8, groups: 3}\n", "8 experts cannot stand in 3 groups"),
+        ("model: {family: deepseek_v3, experts: 8, top_k: 5, groups: 2}\n", "5 experts cannot come from 1 groups"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(text: str, said: str, tmp_path: Path) -> None:
@@ -187,22 +248,31 @@ def test_what_does_not_go_together_is_one_line(text: str, said: str, tmp_path: P
         read_config(tmp_path / "pretrain.yaml")
 
 
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ({"experts": 4, "shared_experts": 1}, "model.shared_experts: a qwen3_moe has nothing of the kind"),
+        ({"family": "llama", "experts": 4, "dense_layers": 1}, "model.dense_layers: a mixtral has nothing of the kind"),
+        ({"experts": 4, "dense_layers": 2}, "model.dense_layers: leaves none of 2 blocks for experts"),
+    ],
+)
+def test_what_a_family_cannot_say_of_its_experts_is_named(shape: dict[str, Any], said: str, tmp_path: Path) -> None:
+    values = {f"model.{name}": value for name, value in {"depth": 2, "width": 64, **shape}.items()}
+    with pytest.raises(PandoError, match=said):
+        resolve(Given(tmp_path / "pretrain.yaml", values, {}), CorpusFacts(400, 10_000, 4.0), lambda: 1e9, 0.1)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("group", ["mixture", "encoder", "encoder-decoder"])
+@pytest.mark.parametrize("group", ["mixture", "mixture, deepseek_v3", "encoder", "encoder-decoder"])
 def test_two_ranks_make_the_steps_of_one(shards: Shards, group: str, tmp_path: Path) -> None:
     """FSDP2 shards experts by expert, all else by rows; what balances by a loss depends on the cut, so it is off."""
-    values = {**SHAPE, **GROUPS[group]}
-    shape = ", ".join(f"{name}: {str(value).lower()}" for name, value in values.items())
     objective = {"encoder": "masked", "encoder-decoder": "span"}.get(group, "causal")
-    (tmp_path / "pretrain.yaml").write_text(
-        f"model: {{{shape}}}\nsequence: 32\nbatch: 256\ntokens: 2560\nmachine: {{number: float32}}\n"
-        f"balance: 0.0\nobjectives: {{{objective}: 1}}\nkeep: {{steps: 5}}\n"
-    )
+    file = config(tmp_path / "pretrain.yaml", group, objective, "balance: 0.0\nkeep: {steps: 5}\n")
     losses = []
     for ranks in (1, 2):
         out = tmp_path / str(ranks)
         launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"] if ranks > 1 else []
-        command = [sys.executable, *launch, "-m", "pando", "pretrain", str(tmp_path / "pretrain.yaml")]
+        command = [sys.executable, *launch, "-m", "pando", "pretrain", str(file)]
         environment = {**os.environ, "PANDO_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
         where = ["--corpus", str(shards.folder), "--out", str(out), "--json"]
         done = subprocess.run([*command, *where], env=environment, capture_output=True, text=True)

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from pando.train.prepare import Money, foresee, prepare
 from pando.train.shards import Shards, open_shards
 from pando.train.trainer import Trainer
 from tests.train.corpus import sentences, write_texts
+from tests.train.runs import interrupted
 
 HERE = Path(__file__).resolve()
 FREE = Money(0.1)
@@ -165,7 +165,7 @@ def test_stopped_and_gone_on_is_bitwise_the_unbroken_run(
     config.write_text(config.read_text().replace("optim: {", f"optim: {{kind: {kind}, "))
     _run(config, shards, tmp_path / "whole")
     broken = tmp_path / "broken"
-    _interrupted(monkeypatch, at=6, run=lambda: _run(config, shards, broken))
+    interrupted(monkeypatch, at=6, run=lambda: _run(config, shards, broken))
     assert checkpoint.newest(broken / "checkpoints").name == "step-00000004"  # type: ignore[union-attr]
     torch.rand(7)  # a process that was started anew has other generators
     _run(config, shards, broken, resume=True)
@@ -174,19 +174,6 @@ def test_stopped_and_gone_on_is_bitwise_the_unbroken_run(
         *(open_base(f / "model").module().parameters() for f in (broken, tmp_path / "whole")), strict=True
     ):
         assert torch.equal(one, other)
-
-
-def _interrupted(monkeypatch: pytest.MonkeyPatch, at: int, run: Callable[[], Any]) -> None:
-    step = Trainer.step
-
-    def failing(self: Trainer) -> Any:
-        if self.steps_made == at:
-            raise RuntimeError("lights out")
-        return step(self)
-
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="lights out"):
-        patch.setattr(Trainer, "step", failing)
-        run()
 
 
 def test_a_changed_corpus_or_config_is_one_line(config: Path, shards: Shards, tmp_path: Path) -> None:

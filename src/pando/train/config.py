@@ -38,17 +38,22 @@ class ShapeConfig:
     """The model's shape; exactly that of a family which transformers knows.
 
     Attributes:
-        family: one that can begin from nothing: "qwen3" (with norms on queries and keys), "llama", "modernbert" (an
-            encoder, which learns by the objective `masked`), "t5" (1.1: an encoder and a decoder, which learn by `span`
-            or `supervised`), or any other whose file says how (`Family.fresh`).
+        family: one that can begin from nothing: "qwen3" (with norms on queries and keys), "llama", "deepseek_v3"
+            (latent attention; experts scored by sigmoids and balanced by biases), "modernbert" (an encoder, which
+            learns by the objective `masked`), "t5" (1.1: an encoder and a decoder, which learn by `span` or
+            `supervised`), or any other whose file says how (`Family.fresh`).
         depth: blocks, of encoder and decoder each. width: d_model. hidden: of the feed-forward layers.
         heads, kv_heads, head_dim: of attention.
         context: most positions, in tokens.
         tied: whether the head is the embedding.
         rope_theta: base of the rotary frequencies.
-        experts: of a mixture in every block (Qwen3-MoE, Mixtral); 0: a plain feed-forward layer.
+        experts: of a mixture in every block (Qwen3-MoE, Mixtral, DeepSeek-V3); 0: a plain feed-forward layer.
         top_k: experts that a token goes to.
-        expert_hidden: width of an expert; 0 is `hidden` / `top_k`, so that a token meets as many weights as without.
+        shared_experts: further ones that every token goes through (DeepSeek-V3).
+        expert_hidden: width of an expert; 0 is `hidden` over those that a token goes through, to a multiple of 16, so
+            that it meets as many weights as without.
+        groups, top_groups: experts stand in so many groups, and a token's come from so many of these (DeepSeek-V3).
+        dense_layers: so many blocks at the beginning have a plain feed-forward layer all the same (DeepSeek-V3).
     """
 
     family: str = "qwen3"
@@ -63,12 +68,16 @@ class ShapeConfig:
     rope_theta: float = 10_000.0
     experts: int = 0
     top_k: int = 2
+    shared_experts: int = 0
     expert_hidden: int = 0
+    groups: int = 1
+    top_groups: int = 1
+    dense_layers: int = 0
 
 
 @dataclass(frozen=True)
 class MachineConfig:
-    """How the work is done; nothing here changes what is learnt, beyond rounding.
+    """How the work is done; nothing here changes what is learnt, beyond rounding and how `balance` counts.
 
     Attributes:
         device: "auto" (CUDA, else CPU), "cpu" or "cuda".

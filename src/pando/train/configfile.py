@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pando.errors import PandoError
-from pando.model.families import families_where, family
+from pando.model.families import Family, families_where, family
 from pando.train.config import FORMAT, LEARNS, PretrainConfig, ShapeConfig, inner_dataclass
 
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kmb])", re.IGNORECASE)
@@ -24,10 +24,11 @@ _LEAST: dict[str, float] = {
     "budget.hours": 1e-6, "budget.usd": 1e-9, "model.depth": 1, "model.width": 1, "model.hidden": 1, "model.heads": 1,
     "model.kv_heads": 1, "model.head_dim": 2, "model.context": 2, "model.rope_theta": 1, "tokens": 1, "batch": 1,
     "sequence": 2, "model.top_k": 1, "keep.last": 1, "watch.sample_tokens": 1, "optim.momentum_steps": 0,
-    "optim.epsilon": 1e-30, "optim.spike_window": 2,
+    "optim.epsilon": 1e-30, "optim.spike_window": 2, "model.groups": 1, "model.top_groups": 1,
 }  # fmt: skip
 _BELOW_ONE = {"optim.momentum", "optim.second_beta", "optim.beta1", "optim.beta2"}
 _SHARES = {"optim.warmup", "optim.decay", "optim.final"}
+_OF_EXPERTS = ("experts", "top_k", "shared_experts", "expert_hidden", "groups", "top_groups", "dense_layers")
 
 
 class ConfigError(PandoError):
@@ -152,16 +153,12 @@ def _together(given: Given) -> None:
     heads, kv = values.get("model.heads"), values.get("model.kv_heads")
     if heads and kv and heads % kv:
         raise given.wrong("model.kv_heads", f"{heads} heads cannot share {kv} key-value heads")
-    experts = values.get("model.experts", 0)
-    if experts and values.get("model.top_k", 2) > experts:
-        raise given.wrong("model.top_k", f"is more than model.experts, {experts}")
     name = values.get("model.family", ShapeConfig.family)
     known = families_where(lambda one: one.fresh)
     if name not in known:
         raise given.wrong("model.family", f"{name!r} is not one of {', '.join(known)}")
     found = family(name)
-    if experts and found.mixture is None:
-        raise given.wrong("model.experts", f"a {name} has none")
+    _experts(given, found)
     if found.group in LEARNS:
         fitting = LEARNS[found.group]
         if not set(values.get("objectives", {"causal": 1.0})) <= set(fitting):
@@ -176,6 +173,27 @@ def _together(given: Given) -> None:
         raise given.wrong("sequence", f"is longer than model.context, {values['model.context']}")
     if values.get("batch") is not None and values["batch"] < values.get("sequence", 1):
         raise given.wrong("batch", f"is less than one row of {values.get('sequence')} tokens")
+
+
+def _experts(given: Given, found: Family) -> None:
+    """What does not go together in a mixture."""
+    shape = ShapeConfig(**{name: given.values.get(f"model.{name}", getattr(ShapeConfig, name)) for name in _OF_EXPERTS})
+    if not shape.experts:
+        if found.mixture == found.name:
+            raise given.wrong("model.experts", f"a {found.name} has some in every case: write 8")
+        for name in _OF_EXPERTS:
+            if f"model.{name}" in given.values and getattr(shape, name) != getattr(ShapeConfig, name):
+                raise given.wrong(f"model.{name}", "is of no account without model.experts")
+        return
+    if found.mixture is None:
+        raise given.wrong("model.experts", f"a {found.name} has none")
+    if shape.top_k > shape.experts:
+        raise given.wrong("model.top_k", f"is more than model.experts, {shape.experts}")
+    each = shape.experts // shape.groups
+    if shape.experts % shape.groups or (shape.groups > 1 and each < family(found.mixture).router.best):
+        raise given.wrong("model.groups", f"{shape.experts} experts cannot stand in {shape.groups} groups")
+    if shape.top_groups > shape.groups or shape.top_k > each * shape.top_groups:
+        raise given.wrong("model.top_groups", f"{shape.top_k} experts cannot come from {shape.top_groups} groups")
 
 
 def _complain(path: Path, locate: Any, loc: Sequence[str], what: str) -> ConfigError:

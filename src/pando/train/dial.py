@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pando.model import costs
-from pando.model.config import ExpertsConfig, ModelConfig, RouterConfig
+from pando.model.config import ExpertsConfig, ModelConfig
 from pando.model.families import family
 from pando.model.families.decoder import Shape
 from pando.train.config import PretrainConfig, ShapeConfig, build
@@ -35,6 +35,7 @@ LEAST_STEPS = 600  # ours: below, a small run is limited by its number of update
 MOST_DECAY = 0.3  # ours: the time constant's rule was never tried on runs this short
 READ = 0.8  # of an encoder-decoder's tokens, about, by span at its defaults
 _HEAD = 64
+_ALIGNED = 16  # widths of experts are a multiple of it, as grouped products ask
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def resolve(given: Given, corpus: CorpusFacts, flops: Callable[[], float], usd_p
     shape = _shape(given, corpus.vocab_size, wanted if wanted is not None else 15e6)
     values |= {f"model.{name}": value for name, value in vars(shape).items() if f"model.{name}" not in values}
     model = model_config(build(values), corpus.vocab_size)
+    if shape.experts:
+        _kept(given, shape, model)
     notes.append(f"model: {model.parameters:,} parameters, {shape.depth} blocks of width {shape.width}")
     if "tokens" not in values:
         values["tokens"], note = _tokens(model, corpus, compute)
@@ -111,11 +114,14 @@ def model_config(config: PretrainConfig, vocab_size: int, start: int = 0) -> Mod
         made = replace(made, start_token=start)
     if not wanted.experts:
         return made
-    each = wanted.expert_hidden or max(1, wanted.hidden // wanted.top_k)
-    experts = ExpertsConfig(wanted.experts, each, RouterConfig(wanted.top_k))
-    layers = tuple(replace(layer, mlp=experts) for layer in made.layers)
     assert found.mixture is not None
-    return replace(made, family=found.mixture, layers=layers)
+    met = wanted.hidden / (wanted.top_k + wanted.shared_experts)
+    each = wanted.expert_hidden or _ALIGNED * max(1, round(met / _ALIGNED))
+    router = family(found.mixture).router
+    router = replace(router, top_k=wanted.top_k, groups=wanted.groups, top_groups=wanted.top_groups)
+    experts = ExpertsConfig(wanted.experts, each, router, shared=each * wanted.shared_experts)
+    layers = [replace(layer, mlp=experts) if i >= wanted.dense_layers else layer for i, layer in enumerate(made.layers)]
+    return replace(made, family=found.mixture, layers=tuple(layers))
 
 
 def scaling_weights(model: ModelConfig) -> int:
@@ -162,7 +168,7 @@ def _heads(values: dict[str, Any], depth: int, width: int) -> ShapeConfig:
     head_dim = values.get("model.head_dim", _HEAD if width < 2048 else 128)
     heads = values.get("model.heads", max(1, width // head_dim))
     found = family(values.get("model.family", ShapeConfig.family))
-    grouped = heads % 2 == 0 and found.group == "decoder"
+    grouped = heads % 2 == 0 and found.grouped
     kv = values.get("model.kv_heads", heads // 2 if grouped else heads)
     hidden = values.get("model.hidden", 64 * round(8 * width / 3 / 64))
     given = {name.removeprefix("model."): v for name, v in values.items() if name.startswith("model.")}
@@ -220,11 +226,25 @@ def _rates(values: dict[str, Any], width: int) -> None:
         values.setdefault(name, float(f"{value:.3g}"))
 
 
+def _kept(given: Given, shape: ShapeConfig, model: ModelConfig) -> None:
+    """Whether the family's own files can say how the experts of the model stand."""
+    if shape.dense_layers >= shape.depth:
+        raise given.wrong("model.dense_layers", f"leaves none of {shape.depth} blocks for experts")
+    found = family(model.family)
+    if found.config(found.hf_config(model)).layers != model.layers:
+        asked = [
+            name
+            for name in ("shared_experts", "groups", "dense_layers")
+            if getattr(shape, name) != getattr(ShapeConfig, name)
+        ]
+        raise given.wrong(f"model.{asked[0]}", f"a {model.family} has nothing of the kind")
+
+
 def _checked(given: Given, config: PretrainConfig) -> PretrainConfig:
     shape = config.model
     if config.sequence > shape.context:
         raise given.wrong("sequence", f"{config.sequence} is longer than model.context, {shape.context}")
-    if family(shape.family).group != "decoder" and shape.kv_heads != shape.heads:
+    if not family(shape.family).grouped and shape.kv_heads != shape.heads:
         raise given.wrong("model.kv_heads", f"a {shape.family} has as many as heads, {shape.heads}")
     if shape.heads % shape.kv_heads:
         raise given.wrong("model.kv_heads", f"{shape.heads} heads cannot share {shape.kv_heads} key-value heads")

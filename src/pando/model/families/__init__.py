@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from pando.errors import BaseModelError
-from pando.model.config import ModelConfig
+from pando.model.config import ModelConfig, RouterConfig
 from pando.model.families.reading import Switches
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from pando.model.families.decoder import Shape
 
+SOFTMAX = RouterConfig(top_k=1)
 Keys = Callable[[ModelConfig], Iterator[tuple[str, str]]]
 
 # Hugging Face `model_type` -> module of this package
@@ -143,7 +144,9 @@ class Family:
         fresh: a config to train from nothing, from sizes, base of rotary positions, and other fields of `ModelConfig`;
             None: it is not pretrained here.
         ties: whether the head may be the embedding.
-        mixture: the family that it is called with experts, where that is covered.
+        grouped: whether several queries may share a key.
+        mixture: the family that it is called with experts, where that is covered; itself where it always has some.
+        router: how they are chosen in a mixture that is trained from nothing, but for how many.
         gguf: how GGUF files keep it, or None.
     """
 
@@ -160,7 +163,9 @@ class Family:
     group: Literal["decoder", "encoder", "encoder-decoder"] = "decoder"
     fresh: Callable[[Shape, float, Mapping[str, Any]], ModelConfig] | None = None
     ties: bool = True
+    grouped: bool = True
     mixture: str | None = None
+    router: RouterConfig = SOFTMAX
     gguf: Gguf | None = None
 
 

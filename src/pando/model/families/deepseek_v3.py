@@ -6,11 +6,20 @@ dropout.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from pando.model.config import ModelConfig, RouterConfig
+from pando.model.config import (
+    AttentionConfig,
+    LatentConfig,
+    LayerConfig,
+    ModelConfig,
+    NormConfig,
+    RopeConfig,
+    RouterConfig,
+)
 from pando.model.families import Family
-from pando.model.families.decoder import hf_experts, read_shape
+from pando.model.families.decoder import Shape, hf_experts, read_shape
 from pando.model.families.deepseek_v2 import (
     deepseek_names,
     deepseek_switches,
@@ -40,11 +49,26 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
     return read_deepseek(switches, "deepseek_v3", shape, read_latent(switches, shape), mixture)
 
 
+def _fresh(shape: Shape, theta: float, more: Mapping[str, Any]) -> ModelConfig:
+    """In DeepSeek-V3's proportions: half a head's width turns with positions, and four are kept of each token."""
+    plain, turned = shape.head_dim, shape.head_dim // 2
+    rope = RopeConfig(turned, theta, interleaved=True)
+    latent = LatentConfig(4 * shape.head_dim, turned, shape.head_dim)
+    scale = (plain + turned) ** -0.5
+    attention = AttentionConfig(shape.heads, shape.heads, plain + turned, rope, scale=scale, latent=latent)
+    layer = LayerConfig(attention, shape.mlp())
+    return shape.model("deepseek_v3", (layer,) * shape.depth, norm=NormConfig(eps=1e-6), **more)
+
+
 FAMILY = Family(
     name="deepseek_v3",
     config=_config,
     hf_config=lambda config: write_deepseek(config, "DeepseekV3ForCausalLM"),
     keys=deepseek_names,
     packed=hf_experts,
+    fresh=_fresh,
+    grouped=False,
+    mixture="deepseek_v3",
+    router=RouterConfig(8, scores="sigmoid", bias=True, best=2),
     ignored=(r"model\.layers\.DEPTH\..*",),
 )

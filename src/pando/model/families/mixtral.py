@@ -43,7 +43,7 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
 
 
 def _hf_config(config: ModelConfig) -> dict[str, Any]:
-    layer = config.layers[0]
+    layer = config.layers[-1]
     assert isinstance(layer.mlp, ExpertsConfig)
     switches: dict[str, Any] = {
         "sliding_window": layer.attention.window,

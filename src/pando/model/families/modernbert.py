@@ -124,6 +124,7 @@ FAMILY = Family(
     name="modernbert",
     group="encoder",
     fresh=_fresh,
+    grouped=False,
     config=_config,
     hf_config=_hf_config,
     keys=_keys,

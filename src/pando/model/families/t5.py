@@ -126,6 +126,7 @@ FAMILY = Family(
     name="t5",
     group="encoder-decoder",
     fresh=_fresh,
+    grouped=False,
     ties=False,
     config=_config,
     hf_config=_hf_config,
