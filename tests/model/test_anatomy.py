@@ -12,6 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from pando.engine.quantise import quantise
 from pando.errors import BaseModelError
 from pando.model import costs
 from pando.model.anatomy import config_of, facts
@@ -19,6 +20,8 @@ from pando.model.checkpoint import load_model, read_json
 from pando.model.context import RowContext
 from pando.model.families import read_config
 from pando.report.anatomy import compared, picture
+from tests.model import test_encoders
+from tests.model.test_encoders import ENCODERS
 from tests.model.test_families import CASES, theirs
 
 
@@ -158,16 +161,16 @@ def test_quantised_weights_are_said_and_do_not_stop_it(tmp_path: Path) -> None:
         config_of(tmp_path / "v3.json")
 
 
-@pytest.mark.parametrize("name", [*CASES])
+@pytest.mark.parametrize("name", [*CASES, *ENCODERS])
 def test_flops_are_what_a_profiler_counts(name: str, tmp_path: Path) -> None:
-    theirs(name).save_pretrained(tmp_path)
+    (theirs(name) if name in CASES else test_encoders.theirs(name)).save_pretrained(tmp_path)
     config = read_config(read_json(tmp_path / "config.json"))
     model = load_model(tmp_path, config, "cpu", torch.float32)
     length = 32
     tokens = torch.zeros(1, length, dtype=torch.int64)
     # by plain products: the profiler does not know the CPU's fused kernel
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
-        model.head(model(tokens, RowContext(tokens)))
+        model.head(model(tokens, RowContext(tokens, both_ways=config.both_ways)))
     ours = costs.flops(config, length, cached=False) + length * costs.head_flops(config)
     for layer in config.layers:  # the profiler counts the whole square of scores, whatever is hidden
         attention = layer.attention
@@ -175,8 +178,23 @@ def test_flops_are_what_a_profiler_counts(name: str, tmp_path: Path) -> None:
         if attention.latent is not None:
             width = attention.heads * (attention.head_dim + attention.latent.value_dim) // 2
         seen = sum(min(i + 1, attention.window or length) for i in range(length))
+        seen = 2 * seen - length if config.both_ways else seen
         ours += 4 * (length * length - seen) * width
     assert ours == pytest.approx(counted.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize("name", [*CASES, *ENCODERS])
+def test_bytes_are_those_of_what_the_engine_holds(name: str, tmp_path: Path) -> None:
+    (theirs(name) if name in CASES else test_encoders.theirs(name)).save_pretrained(tmp_path)
+    config = read_config(read_json(tmp_path / "config.json"))
+    said = facts(config, "x")["memory"]
+    for number, made in (
+        ("float32", load_model(tmp_path, config, "cpu", torch.float32)),
+        ("bfloat16", load_model(tmp_path, config, "cpu", torch.bfloat16)),
+        ("int8", quantise(load_model(tmp_path, config, "cpu", torch.bfloat16))),
+    ):
+        held = [*made.parameters(), *made.buffers()]
+        assert said[number] == pytest.approx(sum(one.nbytes for one in held), rel=0.01), number
 
 
 def test_windows_bound_the_cache() -> None:

@@ -27,6 +27,7 @@ from pando.train.example import IGNORE, Example
 from pando.train.loss import batch_loss
 from pando.train.packing import Piece
 from tests.model import tiny
+from tests.model.tiny import Recorder
 
 COMMON = {
     "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -83,20 +84,24 @@ def both(ids: torch.Tensor) -> RowContext:
     return RowContext(ids, both_ways=True)
 
 
-def test_logits_and_gradients_are_those_of_transformers(pair: tuple[Any, Transformer, Path]) -> None:
+def test_logits_and_gradients_are_those_of_transformers(
+    pair: tuple[Any, Transformer, Path], record_property: Recorder
+) -> None:
     reference, ours, _ = pair
     ids = tokens()
     expected = reference(ids).logits
     ours.requires_grad_(True)
     found = ours.head(ours(ids, both(ids)))
-    assert (found - expected).abs().max() < 1e-4
+    tiny.near(record_property, "logits", found, expected, 1e-4)
     expected.square().mean().backward()
     found.square().mean().backward()
     wanted = {key: parameter.grad for key, parameter in reference.named_parameters(remove_duplicate=False)}
-    tiny.check_gradients(ours, wanted)
+    tiny.check_gradients(record_property, ours, wanted)
 
 
-def test_saved_again_it_opens_in_transformers_and_here(pair: tuple[Any, Transformer, Path], tmp_path: Path) -> None:
+def test_saved_again_it_opens_in_transformers_and_here(
+    pair: tuple[Any, Transformer, Path], tmp_path: Path, record_property: Recorder
+) -> None:
     from transformers import AutoModelForMaskedLM
 
     reference, ours, _ = pair
@@ -105,7 +110,7 @@ def test_saved_again_it_opens_in_transformers_and_here(pair: tuple[Any, Transfor
     again = AutoModelForMaskedLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     ids = tokens()
     with torch.no_grad():
-        assert (again(ids).logits - reference(ids).logits).abs().max() < 1e-5
+        tiny.near(record_property, "saved", again(ids).logits, reference(ids).logits, 1e-5)
     assert ours.config.shapes() == {name: tuple(p.shape) for name, p in ours.named_parameters()}
 
 
@@ -128,7 +133,9 @@ def test_norms_with_their_old_names_are_read(name: str, tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(wanted.parameters(), found.parameters(), strict=True))
 
 
-def test_losses_of_packed_documents_are_those_of_each_alone(pair: tuple[Any, Transformer, Path]) -> None:
+def test_losses_of_packed_documents_are_those_of_each_alone(
+    pair: tuple[Any, Transformer, Path], record_property: Recorder
+) -> None:
     reference, ours, _ = pair
     examples = []
     for i in range(3):
@@ -146,6 +153,7 @@ def test_losses_of_packed_documents_are_those_of_each_alone(pair: tuple[Any, Tra
     ours.requires_grad_(True)
     packed_loss = batch_loss(ours, collate_rows([pieces], 128, ("masked",), 0), chunk=2)
     assert float(packed_loss.total) == pytest.approx(total, rel=1e-4)
+    record_property("packed", tiny.short(abs(float(packed_loss.total) / total - 1)))
     packed_loss.total.backward()
     gradient = {name: p.grad.clone() for name, p in ours.named_parameters() if p.grad is not None}
     ours.zero_grad()
@@ -162,7 +170,9 @@ def test_losses_of_packed_documents_are_those_of_each_alone(pair: tuple[Any, Tra
     ours.zero_grad()
 
 
-def test_engine_makes_the_vectors_of_transformers(pair: tuple[Any, Transformer, Path], tmp_path: Path) -> None:
+def test_engine_makes_the_vectors_of_transformers(
+    pair: tuple[Any, Transformer, Path], tmp_path: Path, record_property: Recorder
+) -> None:
     """A bare model, as sentence encoders are kept; texts of different lengths in one batch."""
     from transformers import AutoModel
 
@@ -171,7 +181,7 @@ def test_engine_makes_the_vectors_of_transformers(pair: tuple[Any, Transformer, 
     base = open_base(written(body, tmp_path))
     assert not base.config.predicts
     with Engine(base, base.module(), torch.device("cpu"), "float32", 128) as engine:
-        rows = [tokens(1, n)[0].tolist() for n in (40, 7, 23)]
+        gaps, rows = [], [tokens(1, n)[0].tolist() for n in (40, 7, 23)]
         found = engine.features([FeatureRequest(text=row, layers=[0, 2, -1], pooling="both") for row in rows])
         for row, one in zip(rows, found, strict=True):
             with torch.no_grad():
@@ -181,7 +191,9 @@ def test_engine_makes_the_vectors_of_transformers(pair: tuple[Any, Transformer, 
                 if layer == -1:  # after the last norm, where transformers' list may stop before it
                     last = body(torch.tensor([row])).last_hidden_state[0].detach()
                     wanted = torch.cat((last.mean(0), last[-1]))
-                assert np.abs(vector - wanted.numpy()).max() < 1e-4
+                gaps.append(np.abs(vector - wanted.numpy()).max())
+                assert gaps[-1] < 1e-4
+        record_property("vectors", tiny.short(max(gaps)))
         assert not engine.capabilities.generate and not engine.capabilities.score
         with pytest.raises(RequestError, match="an encoder"):
             engine.generate([GenerateRequest(prompt=rows[0])])
@@ -191,7 +203,7 @@ def test_engine_makes_the_vectors_of_transformers(pair: tuple[Any, Transformer, 
         assert again.usage.cached_tokens == 0 and np.array_equal(again.vectors, found[0].vectors)
 
 
-def test_peft_opens_adapters(pair: tuple[Any, Transformer, Path], tmp_path: Path) -> None:
+def test_peft_opens_adapters(pair: tuple[Any, Transformer, Path], tmp_path: Path, record_property: Recorder) -> None:
     from peft import PeftModel
     from transformers import AutoModelForMaskedLM
 
@@ -208,7 +220,7 @@ def test_peft_opens_adapters(pair: tuple[Any, Transformer, Path], tmp_path: Path
     ids = tokens()
     with torch.no_grad():
         found = ours.head(ours(ids, RowContext(ids, adapters=adapter, both_ways=True)))
-        assert (found - changed(ids).logits).abs().max() < 1e-4
+        tiny.near(record_property, "adapters", found, changed(ids).logits, 1e-4)
 
 
 @pytest.fixture

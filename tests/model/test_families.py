@@ -27,6 +27,7 @@ from pando.train.objectives.supervised import answered
 from pando.train.packing import Piece
 from pando.train.supervised import SupervisedExample, collate, supervised_loss
 from tests.model import tiny
+from tests.model.tiny import Recorder
 
 COMMON = {
     "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -128,14 +129,16 @@ def test_all_families_are_here() -> None:
     assert {kind for cases in (CASES, ENCODERS, PAIRS) for kind, _ in cases.values()} == set(_MODULES)
 
 
-def test_logits_and_gradients_are_those_of_transformers(pair: tuple[Any, Transformer, Path]) -> None:
+def test_logits_and_gradients_are_those_of_transformers(
+    pair: tuple[Any, Transformer, Path], record_property: Recorder
+) -> None:
     reference, ours, _ = pair
     ids = tokens()
     reference.zero_grad()
     expected = reference(ids).logits
     trained = ours.requires_grad_(True)
     found = trained.head(trained(ids, RowContext(ids)))
-    assert (found - expected).abs().max() < 1e-4
+    tiny.near(record_property, "logits", found, expected, 1e-4)
     expected.square().mean().backward()
     found.square().mean().backward()
     wanted = {key: parameter.grad for key, parameter in reference.named_parameters()}
@@ -149,7 +152,23 @@ def test_logits_and_gradients_are_those_of_transformers(pair: tuple[Any, Transfo
                     for name in called.split():
                         wanted[f"{key.rpartition('.')[0]}.{e}.{name}.weight"] = one[half * size :][:size]
     wanted |= {key.replace(".mlp.", ".block_sparse_moe."): one for key, one in wanted.items()}
-    tiny.check_gradients(ours, wanted)
+    tiny.check_gradients(record_property, ours, wanted)
+
+
+@pytest.mark.parametrize("kind", sorted(_MODULES))
+def test_what_a_config_leaves_out_is_what_transformers_takes_or_named(kind: str) -> None:
+    from transformers import AutoConfig
+
+    usual = {"num_experts_per_tok": 6} if kind == "deepseek_v2" else {}  # has none that transformers could use
+    whole = AutoConfig.for_model(kind, **usual).to_dict()
+    wanted, required = read_config(whole), []
+    for key in whole.keys() - {"model_type", "initializer_range", *usual}:
+        try:
+            assert read_config({name: value for name, value in whole.items() if name != key}) == wanted, key
+        except BaseModelError as error:
+            required.append(key)
+            assert "config.json: " in str(error)
+    assert len(required) < 10, required
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -184,7 +203,9 @@ def test_layers_that_only_predict_further_tokens_are_left_out(tmp_path: Path) ->
         load_model(tmp_path, shape, "cpu", torch.float32)
 
 
-def test_saved_again_it_opens_in_transformers_and_here(pair: tuple[Any, Transformer, Path], tmp_path: Path) -> None:
+def test_saved_again_it_opens_in_transformers_and_here(
+    pair: tuple[Any, Transformer, Path], tmp_path: Path, record_property: Recorder
+) -> None:
     from transformers import AutoModelForCausalLM
 
     reference, ours, _ = pair
@@ -193,7 +214,7 @@ def test_saved_again_it_opens_in_transformers_and_here(pair: tuple[Any, Transfor
     again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     ids = tokens()
     with torch.no_grad():
-        assert (again(ids).logits - reference(ids).logits).abs().max() < 1e-5
+        tiny.near(record_property, "saved", again(ids).logits, reference(ids).logits, 1e-5)
         own = load_model(tmp_path, ours.config, "cpu", torch.float32)
         assert torch.equal(own.head(own(ids, RowContext(ids))), ours.head(ours(ids, RowContext(ids))))
 
@@ -207,7 +228,9 @@ def test_names_and_counts_are_those_of_the_module(pair: tuple[Any, Transformer, 
     assert sorted({name for part in parts for name in part.ours}) == sorted(ours.config.shapes())
 
 
-def test_engine_continues_and_scores_as_transformers(pair: tuple[Any, Transformer, Path]) -> None:
+def test_engine_continues_and_scores_as_transformers(
+    pair: tuple[Any, Transformer, Path], record_property: Recorder
+) -> None:
     reference, _, folder = pair
     base = open_base(folder)
     engine = Engine(base, base.module(), torch.device("cpu"), "float32", 128)
@@ -221,6 +244,7 @@ def test_engine_continues_and_scores_as_transformers(pair: tuple[Any, Transforme
         ]
         found = engine.generate([GenerateRequest(prompt=p, max_tokens=32, ignore_eos=True) for p in prompts])
         assert [one.tokens for one in found] == wanted
+        record_property("greedy", f"{sum(map(len, wanted))} of {sum(map(len, wanted))}")
         branches = [wanted[0][:6], [*wanted[0][:3], 5, 7], [9]]
         (scores,) = engine.score([ScoreRequest(context=prompts[0], continuations=branches)])
         for branch, score in zip(branches, scores.logprobs, strict=True):
@@ -232,7 +256,9 @@ def test_engine_continues_and_scores_as_transformers(pair: tuple[Any, Transforme
         engine.close()
 
 
-def test_losses_agree_packed_and_with_a_shared_prefix(pair: tuple[Any, Transformer, Path]) -> None:
+def test_losses_agree_packed_and_with_a_shared_prefix(
+    pair: tuple[Any, Transformer, Path], record_property: Recorder
+) -> None:
     """Documents of one row do not see each other, a prefix that rows share is seen by each, windows included."""
     reference, ours, _ = pair
     ids = tokens(3)
@@ -252,9 +278,10 @@ def test_losses_agree_packed_and_with_a_shared_prefix(pair: tuple[Any, Transform
         packed = batch_loss(ours, collate_rows([pieces], 128, ("supervised",), 0))
     assert float(shared) == pytest.approx(total, rel=1e-4)
     assert float(packed.total) == pytest.approx(total, rel=1e-4)
+    record_property("packed", tiny.short(abs(float(packed.total) / total - 1)))
 
 
-def test_peft_opens_adapters(pair: tuple[Any, Transformer, Path], tmp_path: Path) -> None:
+def test_peft_opens_adapters(pair: tuple[Any, Transformer, Path], tmp_path: Path, record_property: Recorder) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -274,7 +301,7 @@ def test_peft_opens_adapters(pair: tuple[Any, Transformer, Path], tmp_path: Path
     ids = tokens()
     with torch.no_grad():
         found = ours.head(ours(ids, RowContext(ids, adapters=adapter)))
-        assert (found - changed(ids).logits).abs().max() < 1e-4
+        tiny.near(record_property, "adapters", found, changed(ids).logits, 1e-4)
         assert (found - ours.head(ours(ids, RowContext(ids)))).abs().max() > 1e-2
 
 

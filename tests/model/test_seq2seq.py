@@ -31,6 +31,7 @@ from pando.train.loss import batch_loss
 from pando.train.packing import Piece
 from pando.train.supervised import SupervisedExample, collate, supervised_loss
 from tests.model import tiny
+from tests.model.tiny import Recorder
 
 T5 = {
     "vocab_size": 320, "d_model": 64, "d_kv": 24, "d_ff": 96, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 4,
@@ -94,21 +95,25 @@ def logits(model: Transformer, read: torch.Tensor, written: torch.Tensor, adapte
     return model.head(model(written.flatten(), ctx)).unflatten(0, written.shape)
 
 
-def test_logits_and_gradients_are_those_of_transformers(pair: tuple[Any, Transformer, Path]) -> None:
+def test_logits_and_gradients_are_those_of_transformers(
+    pair: tuple[Any, Transformer, Path], record_property: Recorder
+) -> None:
     reference, ours, _ = pair
     read, written = tokens(), tokens(length=WRITTEN, seed=2)
     reference.zero_grad()
     expected = reference(input_ids=read, decoder_input_ids=written).logits
     ours.requires_grad_(True)
     found = logits(ours, read, written)
-    assert (found - expected).abs().max() < 1e-4
+    tiny.near(record_property, "logits", found, expected, 1e-4)
     expected.square().mean().backward()
     found.square().mean().backward()
     wanted = {key: parameter.grad for key, parameter in reference.named_parameters()}
-    tiny.check_gradients(ours, wanted)
+    tiny.check_gradients(record_property, ours, wanted)
 
 
-def test_saved_again_it_opens_in_transformers_and_here(pair: tuple[Any, Transformer, Path], tmp_path: Path) -> None:
+def test_saved_again_it_opens_in_transformers_and_here(
+    pair: tuple[Any, Transformer, Path], tmp_path: Path, record_property: Recorder
+) -> None:
     from transformers import AutoModelForSeq2SeqLM
 
     reference, ours, _ = pair
@@ -118,12 +123,14 @@ def test_saved_again_it_opens_in_transformers_and_here(pair: tuple[Any, Transfor
     read, written = tokens(), tokens(length=WRITTEN, seed=2)
     with torch.no_grad():
         same = reference(input_ids=read, decoder_input_ids=written).logits
-        assert (again(input_ids=read, decoder_input_ids=written).logits - same).abs().max() < 1e-5
+        tiny.near(record_property, "saved", again(input_ids=read, decoder_input_ids=written).logits, same, 1e-5)
     assert ours.config.shapes() == {name: tuple(p.shape) for name, p in ours.named_parameters()}
     assert ours.config.parameters == sum(p.numel() for p in reference.parameters())
 
 
-def test_engine_continues_and_scores_as_transformers(pair: tuple[Any, Transformer, Path]) -> None:
+def test_engine_continues_and_scores_as_transformers(
+    pair: tuple[Any, Transformer, Path], record_property: Recorder
+) -> None:
     """Inputs of different lengths in one batch, the same one twice; branches that share a beginning."""
     reference, _, folder = pair
     base = open_base(folder)
@@ -139,6 +146,7 @@ def test_engine_continues_and_scores_as_transformers(pair: tuple[Any, Transforme
         asked = [GenerateRequest(prompt=one, max_tokens=32, ignore_eos=True) for one in (*inputs, inputs[0])]
         found = engine.generate(asked)
         assert [one.tokens for one in found] == [*wanted, wanted[0]]
+        record_property("greedy", f"{sum(map(len, wanted))} of {sum(map(len, wanted))}")
         assert [one.usage.prompt_tokens for one in found] == [*map(len, inputs), len(inputs[0])]
         assert found[0].usage.cached_tokens == 0 and found[3].usage.cached_tokens == len(inputs[0])
         branches = [wanted[0][:6], [*wanted[0][:3], 5, 7], [9]]
@@ -175,7 +183,7 @@ def test_more_inputs_than_the_cache_holds_take_turns(pair: tuple[Any, Transforme
         assert together == [engine.generate([one])[0].tokens for one in asked]
 
 
-def test_peft_opens_adapters(pair: tuple[Any, Transformer, Path], tmp_path: Path) -> None:
+def test_peft_opens_adapters(pair: tuple[Any, Transformer, Path], tmp_path: Path, record_property: Recorder) -> None:
     from peft import PeftModel
     from transformers import AutoModelForSeq2SeqLM
 
@@ -194,7 +202,8 @@ def test_peft_opens_adapters(pair: tuple[Any, Transformer, Path], tmp_path: Path
     read, written = tokens(), tokens(length=WRITTEN, seed=2)
     with torch.no_grad():
         found = logits(ours, read, written, adapter)
-        assert (found - changed(input_ids=read, decoder_input_ids=written).logits).abs().max() < 1e-4
+        wanted = changed(input_ids=read, decoder_input_ids=written).logits
+        tiny.near(record_property, "adapters", found, wanted, 1e-4)
         assert (found - logits(ours, read, written)).abs().max() > 1e-2
     opened = open_base(folder)
     with Engine(opened, opened.module(), torch.device("cpu"), "float32", 128) as engine:
@@ -237,7 +246,9 @@ def test_flops_are_those_that_a_profiler_counts(pair: tuple[Any, Transformer, Pa
     assert counted.get_total_flops() == pytest.approx(found + square, rel=0.01)
 
 
-def test_losses_of_packed_documents_are_those_of_each_alone(pair: tuple[Any, Transformer, Path]) -> None:
+def test_losses_of_packed_documents_are_those_of_each_alone(
+    pair: tuple[Any, Transformer, Path], record_property: Recorder
+) -> None:
     reference, ours, _ = pair
     start = ours.config.start_token
     examples, total = [], 0.0
@@ -257,6 +268,7 @@ def test_losses_of_packed_documents_are_those_of_each_alone(pair: tuple[Any, Tra
     for rows_, length in (([pieces], 160), ([[piece] for piece in pieces], 64)):
         found = batch_loss(ours, collate_rows(rows_, length, ("span",), 0), chunk=2)
         assert float(found.total) == pytest.approx(total, rel=1e-4)
+    record_property("packed", tiny.short(abs(float(found.total) / total - 1)))
     pairs = [
         SupervisedExample(tuple(e.tokens[: e.prefix].tolist()), tuple(e.targets[e.prefix :].tolist())) for e in examples
     ]

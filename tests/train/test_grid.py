@@ -253,6 +253,7 @@ def test_what_does_not_go_together_is_one_line(text: str, said: str, tmp_path: P
     [
         ({"experts": 4, "shared_experts": 1}, "model.shared_experts: a qwen3_moe has nothing of the kind"),
         ({"family": "llama", "experts": 4, "dense_layers": 1}, "model.dense_layers: a mixtral has nothing of the kind"),
+        ({"family": "deepseek_v3", "experts": 4, "kv_heads": 1}, "cannot be kept so: .*n_shared_experts is 0"),
         ({"experts": 4, "dense_layers": 2}, "model.dense_layers: leaves none of 2 blocks for experts"),
     ],
 )

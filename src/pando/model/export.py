@@ -66,12 +66,22 @@ def write_hf(base: BaseModel, folder: Path, dtype: str = "float32") -> None:
     """
     import torch
 
-    model = base.module(dtype=getattr(torch, dtype))
+    card = base.folder / CARD
+    told = card.read_text(encoding="utf-8") if card.is_file() else None
+    write_like(base, folder, base.module(dtype=getattr(torch, dtype)), told)
+
+
+def write_like(base: BaseModel, folder: Path, model: Transformer, card: str | None) -> None:
+    """Writes a model of a base's shape as a Hugging Face folder, with the base's tokenizer and token ids as they are.
+
+    Raises:
+        PandoError: the folder cannot be written; what was there stays.
+    """
     with atomic_dir(folder) as new:
         save_model(model, new, copied_ids(base))
         copy_tokenizer(base.folder, new)
-        if (base.folder / CARD).is_file():
-            shutil.copyfile(base.folder / CARD, new / CARD)
+        if card is not None:
+            (new / CARD).write_text(card, encoding="utf-8")
 
 
 def copied_ids(base: BaseModel) -> dict[str, Any]:

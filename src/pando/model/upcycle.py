@@ -25,8 +25,8 @@ def mixture_config(config: ModelConfig, experts: int, top_k: int) -> ModelConfig
         BaseModelError: its family, or a switch of it, has no mixture that is covered.
     """
     called = family(config.family).mixture
-    if called is None:
-        known = ", ".join(families_where(lambda one: one.mixture))
+    if called in (None, config.family):
+        known = ", ".join(families_where(lambda one: one.mixture not in (None, one.name)))
         raise BaseModelError(f"{config.family} has no family with experts that is covered; {known} have one")
     if not 1 <= top_k <= experts or experts < 2:
         raise BaseModelError(f"{top_k} of {experts} experts cannot be: at least two, and no more for each token")

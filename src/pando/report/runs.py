@@ -21,10 +21,12 @@ def forecast_lines(said: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "memory", f"{said['memory'] / 2**30:.2f} GiB at most (measured)"
     yield "time", words.seconds(3600 * said["hours"])
     yield "money", f"${words.dollars(said['usd'])}"
-    ends = f"{said['bits_per_byte_low']:.2f} to {said['bits_per_byte_high']:.2f}"
     far = "; far outside of the sizes that the rule was fitted to" if said["extrapolated"] else ""
-    if said["bits_per_byte_low"] < said["bits_per_byte_high"]:
-        yield "loss", f"about {said['bits_per_byte']:.2f} bits per byte, probably {ends}{far}"
+    bits, low, high = (said[f"bits_per_byte{end}"] for end in ("", "_low", "_high"))
+    if bits is None:
+        yield "loss", "not known: no rule says it of a run that goes on from a base, or of an encoder"
+    elif low < high:
+        yield "loss", f"about {bits:.2f} bits per byte, probably {low:.2f} to {high:.2f}{far}"
     else:
         yield "loss", "not known: the rule puts so small a run no lower than an untrained model"
 
@@ -55,11 +57,11 @@ def figures(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     """A run in numbers, (what, how much)."""
     loss = run["loss"][-1][1] if run["loss"] else None
     bits = run["bits"][-1][1] if run["bits"] else None
-    said = run["forecast"]
+    wanted = run["forecast"].get("bits_per_byte")
     return [
         ("steps", f"{run['made']:,}" + ("" if run["finished"] else " (not finished)")),
         ("loss", words.quality(loss)),
-        ("bits per byte", words.quality(bits) + (f" (forecast {said['bits_per_byte']:.2f})" if said else "")),
+        ("bits per byte", words.quality(bits) + (f" (forecast {wanted:.2f})" if wanted is not None else "")),
         ("tokens/s", f"{run['speed']:,.0f}" if run["speed"] else words.NONE),
         ("time", words.seconds(run["seconds"])),
         ("skipped steps", str(run["skipped"])),

@@ -145,6 +145,8 @@ class PretrainConfig:
         name: of the run and of the base model that comes of it.
         size: parameters wanted, such as 4m, 15m or 125m; the dial makes the shape.
         budget: what the run may take; the dial makes size and tokens.
+        base: a base (its name, or a folder or GGUF file, relative to this file) to go on from, in place of fresh
+            weights. The corpus must have its tokenizer; size, model and init are its own.
         seed: of weights, packing and whatever an objective draws.
         objectives: name -> weight, or -> a mapping with `weight` and the objective's own options.
         tokens: slots that are trained on, over the whole run.
@@ -159,6 +161,7 @@ class PretrainConfig:
     name: str = "base"
     size: str | None = None
     budget: Budget | None = None
+    base: str | None = None
     seed: int = 0
     objectives: dict[str, Any] = field(default_factory=lambda: {"causal": 1.0})
     tokens: int = 0
@@ -185,7 +188,8 @@ class PretrainConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """As the file has it, without what was not given."""
-        return {"format_version": FORMAT, **_plain(self)}
+        own = ("model", "init") if self.base is not None else ()
+        return {"format_version": FORMAT, **{key: v for key, v in _plain(self).items() if key not in own}}
 
 
 # What may change between two halves of one run without making it another run.

@@ -150,6 +150,10 @@ def _together(given: Given) -> None:
         raise given.wrong("budget.usd", "give hours or usd, not both")
     if values.get("size") is not None and budget and "tokens" in values:
         raise given.wrong(budget[0], "size and tokens are given, which leaves nothing for a budget to decide")
+    if values.get("base") is not None:
+        for field in values:
+            if field == "size" or field.startswith(("model.", "init.")):
+                raise given.wrong(field, "the base has its own; leave it out")
     heads, kv = values.get("model.heads"), values.get("model.kv_heads")
     if heads and kv and heads % kv:
         raise given.wrong("model.kv_heads", f"{heads} heads cannot share {kv} key-value heads")
@@ -159,12 +163,8 @@ def _together(given: Given) -> None:
         raise given.wrong("model.family", f"{name!r} is not one of {', '.join(known)}")
     found = family(name)
     _experts(given, found)
-    if found.group in LEARNS:
-        fitting = LEARNS[found.group]
-        if not set(values.get("objectives", {"causal": 1.0})) <= set(fitting):
-            raise given.wrong("objectives", f"a {name} learns by {' or '.join(fitting)}: write {{{fitting[0]}: 1}}")
-    if values.get("watch.answers") is not None and found.group == "encoder":
-        raise given.wrong("watch.answers", f"a {name} gives no answers; leave it out")
+    if values.get("base") is None:
+        check_group(given, found)
     if values.get("model.tied") and not found.ties:
         raise given.wrong("model.tied", f"a {name} has a head of its own")
     if values.get("model.head_dim", 2) % 2:
@@ -173,6 +173,25 @@ def _together(given: Given) -> None:
         raise given.wrong("sequence", f"is longer than model.context, {values['model.context']}")
     if values.get("batch") is not None and values["batch"] < values.get("sequence", 1):
         raise given.wrong("batch", f"is less than one row of {values.get('sequence')} tokens")
+
+
+def located(given: Given) -> str:
+    """The base that a file names: beside it, if it is there, else by its name."""
+    beside = given.path.parent / str(given.values["base"])
+    return str(beside.resolve()) if beside.exists() else str(given.values["base"])
+
+
+def check_group(given: Given, found: Family) -> None:
+    """Whether the objectives fit the family, and what is watched.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    fitting = LEARNS.get(found.group)
+    if fitting and not set(given.values.get("objectives", {"causal": 1.0})) <= set(fitting):
+        raise given.wrong("objectives", f"a {found.name} learns by {' or '.join(fitting)}: write {{{fitting[0]}: 1}}")
+    if given.values.get("watch.answers") is not None and found.group == "encoder":
+        raise given.wrong("watch.answers", f"a {found.name} gives no answers; leave it out")
 
 
 def _experts(given: Given, found: Family) -> None:

@@ -17,12 +17,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pando.errors import BaseModelError
 from pando.model import costs
+from pando.model.base import open_base
 from pando.model.config import ExpertsConfig, ModelConfig
 from pando.model.families import family
 from pando.model.families.decoder import Shape
 from pando.train.config import PretrainConfig, ShapeConfig, build
-from pando.train.configfile import Given, parse_count
+from pando.train.configfile import Given, check_group, located, parse_count
 
 TOKENS_PER_WEIGHT = 12  # nanochat
 REFERENCE_BATCH = 2**19  # tokens a step, nanochat at a width of 768
@@ -77,25 +79,46 @@ def resolve(given: Given, corpus: CorpusFacts, flops: Callable[[], float], usd_p
         # 6 N T = C with T = 12 N
         wanted = math.sqrt(compute / (6 * TOKENS_PER_WEIGHT))
         notes.append(f"budget: {hours:g} h are {compute:.2e} FLOPs, best spent on about {wanted / 1e6:.1f}m weights")
-    shape = _shape(given, corpus.vocab_size, wanted if wanted is not None else 15e6)
-    values |= {f"model.{name}": value for name, value in vars(shape).items() if f"model.{name}" not in values}
-    model = model_config(build(values), corpus.vocab_size)
-    if shape.experts:
-        _kept(given, shape, model)
-    notes.append(f"model: {model.parameters:,} parameters, {shape.depth} blocks of width {shape.width}")
+    if values.get("base") is not None:
+        values["base"] = located(given)
+        model = model_config(build(values), corpus.vocab_size)
+        if not model.predicts:
+            raise given.wrong(
+                "base", f"{values['base']} is kept without its output head: nothing can be learnt with it"
+            )
+        check_group(given, family(model.family))
+        notes.append(f"base: {values['base']}; rates are those for fresh weights: lower ones forget less (2308.04014)")
+    else:
+        shape = _shape(given, corpus.vocab_size, wanted if wanted is not None else 15e6)
+        values |= {f"model.{name}": value for name, value in vars(shape).items() if f"model.{name}" not in values}
+        model = model_config(build(values), corpus.vocab_size)
+        _check_shape(given, shape, model)
+    notes.append(f"model: {model.parameters:,} parameters, {len(model.layers)} blocks of width {model.d_model}")
     if "tokens" not in values:
-        values["tokens"], note = _tokens(model, corpus, compute)
+        fresh = values.get("base") is None
+        values["tokens"], note = _tokens(model, corpus, compute, fresh)
         notes.append(note)
     if "batch" not in values:
         values["batch"] = best_batch(values["tokens"], build(values).sequence)
         notes.append(f"batch: {values['batch']:,} tokens a step (Power Lines; at least {LEAST_STEPS} steps)")
-    _rates(values, shape.width)
+    _rates(values, model)
     values = {name: value for name, value in values.items() if not name.startswith("budget.")}  # it is tokens now
-    return Resolved(_checked(given, build(values)), tuple(notes))
+    config = build(values)
+    if config.sequence > model.context_length:
+        raise given.wrong("sequence", f"{config.sequence} is longer than what the model holds, {model.context_length}")
+    if config.batch < config.sequence:
+        raise given.wrong("batch", f"{config.batch} is less than one row of {config.sequence} tokens")
+    return Resolved(config, tuple(notes))
 
 
 def model_config(config: PretrainConfig, vocab_size: int, start: int = 0) -> ModelConfig:
-    """The model of a resolved configuration; `start` is what a decoder with an encoder begins with."""
+    """The model of a resolved configuration; `start` is what a fresh decoder with an encoder begins with.
+
+    Raises:
+        BaseModelError: the base that is to be gone on from cannot be used.
+    """
+    if config.base is not None:
+        return open_base(config.base).config
     wanted, found = config.model, family(config.model.family)
     assert found.fresh is not None
     shape = Shape(
@@ -178,10 +201,12 @@ def _heads(values: dict[str, Any], depth: int, width: int) -> ShapeConfig:
     return ShapeConfig(**{**length, **made, **given})
 
 
-def _tokens(model: ModelConfig, corpus: CorpusFacts, compute: float | None) -> tuple[int, str]:
+def _tokens(model: ModelConfig, corpus: CorpusFacts, compute: float | None, fresh: bool) -> tuple[int, str]:
     if compute is not None:
         tokens = compute / train_flops(model)
         why = "what the budget affords"
+    elif not fresh:
+        tokens, why = corpus.tokens, "the corpus once"
     else:
         tokens = TOKENS_PER_WEIGHT * scaling_weights(model)
         why = f"{TOKENS_PER_WEIGHT} for each weight of matrices and head (nanochat)"
@@ -209,16 +234,16 @@ def train_flops(model: ModelConfig, context: int = 0) -> float:
     return 3 * (costs.flops(model, tokens, cached=False) / tokens + costs.head_flops(model))
 
 
-def _rates(values: dict[str, Any], width: int) -> None:
+def _rates(values: dict[str, Any], model: ModelConfig) -> None:
     """Learning rates and decay from the reference, at this batch, width and number of tokens."""
     batch = values["batch"] / REFERENCE_BATCH
-    adam = TIED_RATE if values["model.tied"] else RATE
+    adam = TIED_RATE if model.tied else RATE
     adam = ADAM_RATE if values.get("optim.kind") == "adamw" else adam
     horizon = REFERENCE_TOKENS / values["tokens"]
     decay = min(MOST_DECAY, DECAY * batch**0.5 * horizon) if values.get("optim.kind") != "adamw" else 0.1
     rules = {
         "optim.matrix_rate": MATRIX_RATE * batch**0.5,
-        "optim.rate": adam * (batch * 768 / width) ** 0.5,
+        "optim.rate": adam * (batch * 768 / model.d_model) ** 0.5,
         "optim.weight_decay": decay,
         "optim.clip": 1.0 if values.get("optim.kind") == "adamw" else 0.0,
     }
@@ -226,28 +251,22 @@ def _rates(values: dict[str, Any], width: int) -> None:
         values.setdefault(name, float(f"{value:.3g}"))
 
 
-def _kept(given: Given, shape: ShapeConfig, model: ModelConfig) -> None:
-    """Whether the family's own files can say how the experts of the model stand."""
-    if shape.dense_layers >= shape.depth:
-        raise given.wrong("model.dense_layers", f"leaves none of {shape.depth} blocks for experts")
-    found = family(model.family)
-    if found.config(found.hf_config(model)).layers != model.layers:
-        asked = [
-            name
-            for name in ("shared_experts", "groups", "dense_layers")
-            if getattr(shape, name) != getattr(ShapeConfig, name)
-        ]
-        raise given.wrong(f"model.{asked[0]}", f"a {model.family} has nothing of the kind")
-
-
-def _checked(given: Given, config: PretrainConfig) -> PretrainConfig:
-    shape = config.model
-    if config.sequence > shape.context:
-        raise given.wrong("sequence", f"{config.sequence} is longer than model.context, {shape.context}")
+def _check_shape(given: Given, shape: ShapeConfig, model: ModelConfig) -> None:
+    """Whether sizes go together, and the family's own files can say how its experts stand."""
     if not family(shape.family).grouped and shape.kv_heads != shape.heads:
         raise given.wrong("model.kv_heads", f"a {shape.family} has as many as heads, {shape.heads}")
     if shape.heads % shape.kv_heads:
         raise given.wrong("model.kv_heads", f"{shape.heads} heads cannot share {shape.kv_heads} key-value heads")
-    if config.batch < config.sequence:
-        raise given.wrong("batch", f"{config.batch} is less than one row of {config.sequence} tokens")
-    return config
+    if not shape.experts:
+        return
+    if shape.dense_layers >= shape.depth:
+        raise given.wrong("model.dense_layers", f"leaves none of {shape.depth} blocks for experts")
+    found = family(model.family)
+    try:
+        kept = found.config(found.hf_config(model))
+    except BaseModelError as error:
+        raise given.wrong("model.family", f"a {model.family} cannot be kept so: {error}") from None
+    if kept.layers != model.layers:
+        names = ("shared_experts", "groups", "dense_layers")
+        asked = [name for name in names if getattr(shape, name) != getattr(ShapeConfig, name)]
+        raise given.wrong(f"model.{asked[0]}", f"a {model.family} has nothing of the kind")

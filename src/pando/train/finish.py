@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pando.model.base import open_base
 from pando.model.card import Card
-from pando.model.export import write_base
+from pando.model.config import ExpertsConfig
+from pando.model.export import write_base, write_like
 from pando.model.families import family
 from pando.model.transformer import Transformer
 from pando.train.config import PretrainConfig
@@ -29,7 +31,11 @@ def leave_base(
         model: whole, on the CPU.
         actual: what the run took; see `pando.train.loop`.
     """
-    write_base(folder, model, shards.folder, card(model, shards, config, actual))
+    told = card(model, shards, config, actual)
+    if config.base is None:
+        write_base(folder, model, shards.folder, told)
+    else:
+        write_like(open_base(config.base), folder, model, told.text())
 
 
 def card(model: Transformer, shards: Shards, config: PretrainConfig, actual: dict[str, Any]) -> Card:
@@ -47,12 +53,18 @@ def card(model: Transformer, shards: Shards, config: PretrainConfig, actual: dic
         }
         for one in shards.sources
     ]
-    shape, group = config.model, family(model.config.family).group
-    experts = f", {shape.experts} experts of which a token meets {shape.top_k}" if shape.experts else ""
+    shape, group = model.config, family(model.config.family).group
+    mixture = next((layer.mlp for layer in shape.layers if isinstance(layer.mlp, ExpertsConfig)), None)
+    experts = f", {mixture.count} experts of which a token meets {mixture.router.top_k}" if mixture else ""
+    heads = shape.layers[0].attention.heads
+    began, taught = "from scratch", "; it was not taught to follow instructions"
+    if config.base is not None:
+        came = open_base(config.base).identity
+        began, taught = f"from the weights of {came.name} ({came.hash})", ""
     training = {
         "parameters": model.config.parameters,
-        "shape": f"{model.config.family}, {shape.depth} blocks of width {shape.width}, {shape.heads} heads{experts}",
-        "context": shape.context,
+        "shape": f"{shape.family}, {len(shape.layers)} blocks of width {shape.d_model}, {heads} heads{experts}",
+        "context": shape.context_length,
         "vocabulary": model.config.vocab_size,
         "tokens": actual["tokens"],
         "steps": actual["steps"],
@@ -65,8 +77,8 @@ def card(model: Transformer, shards: Shards, config: PretrainConfig, actual: dic
     task, does = _DOES[group]
     return Card(
         name=config.name,
-        summary=f"A base model trained from scratch with `pando pretrain`. It {does}; it was not taught to follow "
-        "instructions. The weights can carry text that they were trained on.",
+        summary=f"A base model trained {began} with `pando pretrain`. It {does}{taught}. The "
+        "weights can carry text that they were trained on.",
         task=task,
         data=data,
         training=training,

@@ -22,6 +22,7 @@ import torch
 
 from pando.errors import PandoError
 from pando.files import atomic_write, check_format
+from pando.model.base import open_base
 from pando.model.config import ModelConfig
 from pando.model.transformer import Transformer
 from pando.train import checkpoint, plan
@@ -132,6 +133,7 @@ class _Run:
             resolved = prepare(given, shards, place, money)
             said = foresee(resolved.config, shards, place, money)
             facts = {"given": given.values, "corpus": shards.hash, "forecast": said.as_dict(), "started": time.time()}
+            facts |= {"base": _base_hash(resolved.config)}
             run = cls(folder, resolved.config, shards, place, money, facts)
             if place.first:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -169,6 +171,8 @@ class _Run:
         """Makes the remaining steps; Ctrl-C ends after the step under way, with a checkpoint."""
         waiting: Step | None = None  # read once the next step has been given to the device, which then never idles
         with self._stoppable():
+            if self.config.base is not None and self.trainer.steps_made == 0:
+                self._validate(0)  # what it is gone on from
             self._clock = time.perf_counter()
             while self.trainer.steps_made < self.config.steps:
                 step = self.trainer.step()
@@ -225,10 +229,7 @@ class _Run:
         """Validation, samples and evaluations, where they are due. Their time is the run's too."""
         watch, started = self.config.watch, time.perf_counter()
         if last or (watch.validate and made % watch.validate == 0):
-            self.validation = self.trainer.validate(watch.validation_tokens)
-            self._tell("validation", made, self.validation)
-            if self.watcher and self.validation["bits_per_byte"] is not None:
-                self.watcher.say(f"step {made:,}: {self.validation['bits_per_byte']:.4f} bits per byte held back")
+            self._validate(made)
         sample = last or (watch.sample and made % watch.sample == 0)
         evaluate = last or (watch.evaluate and made % watch.evaluate == 0)
         if hooks is not None and (sample or evaluate):
@@ -243,6 +244,12 @@ class _Run:
                     self._tell("evaluation", made, {"scores": scores})
             self.place.meet()
         self.seconds += time.perf_counter() - started
+
+    def _validate(self, made: int) -> None:
+        self.validation = self.trainer.validate(self.config.watch.validation_tokens)
+        self._tell("validation", made, self.validation)
+        if self.watcher and self.validation["bits_per_byte"] is not None:
+            self.watcher.say(f"step {made:,}: {self.validation['bits_per_byte']:.4f} bits per byte held back")
 
     def _tell(self, kind: str, made: int, values: dict[str, Any]) -> None:
         if self.log is not None:
@@ -338,6 +345,10 @@ class _Run:
                 signal.signal(number, handler)
 
 
+def _base_hash(config: PretrainConfig) -> str | None:
+    return None if config.base is None else open_base(config.base).identity.hash
+
+
 def _read_run(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -362,6 +373,8 @@ def _same_run(given: Given, found: dict[str, Any], folder: Path, shards: Shards)
         name = changed[0].split(" ")[0]
         raise given.wrong(name, f"changed since the run in {folder} began: {'; '.join(changed)}; set it back")
     resolved = read_config(folder / "config.yaml").values
+    if found.get("base") != _base_hash(build(resolved)):
+        raise given.wrong("base", f"has changed since the run in {folder} began: put it back, or name another --out")
     free = {name: value for name, value in given.values.items() if old.get(name) != new.get(name)}
     dropped = {name for name in old if name not in new}
     config: PretrainConfig = build({**{k: v for k, v in resolved.items() if k not in dropped}, **free})

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from pando.errors import PandoError
+from pando.model.base import open_base
 from pando.model.config import ModelConfig
 from pando.model.transformer import Transformer
 from pando.train.muon import first_row
@@ -109,17 +110,27 @@ def joined(device: str = "auto") -> Iterator[Place]:
 
 
 def lay_out(
-    config: ModelConfig, place: Place, seed: int, *, compiled: bool = False, recompute: bool = False
+    config: ModelConfig,
+    place: Place,
+    seed: int,
+    base: str | None = None,
+    *,
+    compiled: bool = False,
+    recompute: bool = False,
 ) -> Transformer:
-    """A fresh model on this rank's device, sharded where there are several. Its weights are the same for any number
-    of ranks and any device.
+    """A model on this rank's device, sharded where there are several. Its weights are the same for any number of ranks
+    and any device.
 
     Args:
+        base: whose weights it has; None: fresh ones.
         compiled: blocks are compiled one by one (they share one compilation).
         recompute: the activations of a block are computed again in the backward pass.
     """
     reference = Transformer(config)
-    reference.initialise(seed)
+    if base is None:
+        reference.initialise(seed)
+    else:
+        reference.load_state_dict(open_base(base).module().state_dict())
     if place.world == 1:
         model = reference.to(place.device)
     else:

@@ -51,7 +51,8 @@ class Speed:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will take. Bits per byte are of the corpus's text, with the low and high end of what to expect.
+    """What a run will take. Bits per byte are of the corpus's text, with the low and high end of what to expect; None
+    where no rule says them: of a run that goes on from a base, and of an encoder.
 
     Attributes:
         extrapolated: the model is smaller or larger than those that the rule was fitted to.
@@ -67,9 +68,9 @@ class Forecast:
     hours: float
     usd: float
     product_flops: float
-    bits_per_byte: float
-    bits_per_byte_low: float
-    bits_per_byte_high: float
+    bits_per_byte: float | None
+    bits_per_byte_low: float | None
+    bits_per_byte_high: float | None
     extrapolated: bool
 
     def as_dict(self) -> dict[str, Any]:
@@ -83,9 +84,13 @@ def forecast(
     """Puts together what was measured and what the rules say."""
     tokens = config.steps * config.rows * config.sequence
     hours = config.steps * speed.step_seconds / 3600
-    bits = expected_bits(model, min(tokens, 16 * corpus.tokens))  # beyond, repeating teaches nothing (2305.16264)
-    untrained = math.log2(corpus.vocab_size) / max(1e-9, corpus.bytes_per_token)
-    middle, low, high = (min(one, untrained) for one in bits)
+    middle: float | None = None
+    low: float | None = None
+    high: float | None = None
+    if config.base is None and model.causal:
+        bits = expected_bits(model, min(tokens, 16 * corpus.tokens))  # beyond, repeating teaches nothing (2305.16264)
+        untrained = math.log2(corpus.vocab_size) / max(1e-9, corpus.bytes_per_token)
+        middle, low, high = (min(one, untrained) for one in bits)
     return Forecast(
         steps=config.steps,
         tokens=tokens,

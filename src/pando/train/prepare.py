@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from pando.model.base import open_base
+from pando.model.checkpoint import read_json
 from pando.train import plan
 from pando.train.config import PretrainConfig
-from pando.train.configfile import Given
+from pando.train.configfile import Given, located
 from pando.train.dial import CorpusFacts, Resolved, model_config, resolve, train_flops
 from pando.train.lora import fastest_dtype
 from pando.train.parallel import Place
@@ -40,7 +42,13 @@ def prepare(given: Given, shards: Shards, place: Place, money: Money) -> Resolve
     """The whole configuration of a new run: the dial's, and what was measured here for `auto`.
 
     Where a budget decides how many tokens there are, real steps are timed first, so that they fit into it.
+
+    Raises:
+        ConfigError: what is given does not go together, or the corpus has another tokenizer than the base.
+        BaseModelError: the base cannot be used.
     """
+    if given.values.get("base") is not None:
+        _check_tokenizer(given, shards)
     number = plan.choose_number(given.values.get("machine.number", "auto"), place.device, fastest_dtype)
     number = ("float32", "bfloat16")[int(place.agree(float(number == "bfloat16")))]
 
@@ -54,6 +62,18 @@ def prepare(given: Given, shards: Shards, place: Place, money: Money) -> Resolve
         reached = place.agree(said.flops / (said.steps * said.step_seconds))
         found = _resolved(given, shards, place, money, number, lambda: reached)
     return found
+
+
+def _check_tokenizer(given: Given, shards: Shards) -> None:
+    base = open_base(located(given)).folder
+    ours, theirs = (
+        {part: read_json(folder / "tokenizer.json").get(part) for part in ("model", "added_tokens", "pre_tokenizer")}
+        for folder in (base, shards.folder)
+    )
+    if ours != theirs:
+        raise given.wrong(
+            "base", f"{shards.folder} has another tokenizer: build the corpus with `tokenizer: {base}` in corpus.yaml"
+        )
 
 
 def _resolved(

@@ -84,7 +84,8 @@ class Trainer:
         self.stream = Stream(shards, self.mixture, config.sequence, config.rows, config.seed)
         self._share = place.share(config.rows)
         compiled = config.machine.compile == "on"
-        self.model = lay_out(model, place, config.seed, compiled=compiled, recompute=config.machine.recompute)
+        recompute = config.machine.recompute
+        self.model = lay_out(model, place, config.seed, config.base, compiled=compiled, recompute=recompute)
         products = torch.bfloat16 if place.device.type == "cuda" else torch.float32
         self.optimiser = build_optimiser(self.model, config.optim, products)
         self.guard = Guard(config.optim, place.device)

@@ -56,7 +56,7 @@ def encoder_switches(hf: dict[str, Any]) -> Switches:
 
 def read_encoder(switches: Switches, family: str, hf: dict[str, Any], position_offset: int = 0) -> ModelConfig:
     """An encoder of this kind; it has a head if it was saved as one for masked tokens."""
-    shape = read_shape(switches)
+    shape = read_shape(switches, 512)
     layer = LayerConfig(
         shape.attention(None, bias=True, out_bias=True), shape.mlp(bias=True, gated=False), order="after"
     )

@@ -84,10 +84,13 @@ def fresh_decoder(family: str, **attention: Any) -> Callable[[Shape, float, Mapp
     return fresh
 
 
-def read_shape(switches: Switches, *, activation: str = "hidden_act", usual_hidden: int | None = None) -> Shape:
+def read_shape(
+    switches: Switches, context: int = 2048, *, activation: str = "hidden_act", usual_hidden: int | None = None
+) -> Shape:
     """What configs of the llama kind say of their shape.
 
     Args:
+        context: most positions where nothing is said.
         activation: the switch of that.
         usual_hidden: width of the feed-forward layer where nothing is said, as a multiple of d_model.
     """
@@ -101,7 +104,7 @@ def read_shape(switches: Switches, *, activation: str = "hidden_act", usual_hidd
         hidden=switches.integer("intermediate_size", usual_hidden and usual_hidden * d_model),
         activation=switches.choice(activation, ACTIVATIONS, "silu"),
         depth=switches.integer("num_hidden_layers"),
-        context_length=switches.integer("max_position_embeddings", 2048),
+        context_length=switches.integer("max_position_embeddings", context),
     )
 
 

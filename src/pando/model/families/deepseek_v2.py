@@ -70,7 +70,7 @@ def read_deepseek(
     switches: Switches, family: str, shape: Shape, attention: AttentionConfig, mixture: ExpertsConfig
 ) -> ModelConfig:
     """What both read: the first layers are plain."""
-    plain = int(switches.maybe("first_k_dense_replace") or 0)
+    plain = switches.integer("first_k_dense_replace", 0, least=0)
     if plain >= shape.depth:
         raise switches.wrong("first_k_dense_replace", plain, f"less than num_hidden_layers, {shape.depth}")
     layers = [LayerConfig(attention, shape.mlp() if i < plain else mixture) for i in range(shape.depth)]
@@ -131,9 +131,10 @@ def write_deepseek(config: ModelConfig, architecture: str) -> dict[str, Any]:
 
 
 def _config(hf: dict[str, Any]) -> ModelConfig:
-    switches = deepseek_switches(hf)
+    switches = deepseek_switches({"q_lora_rank": 1536, "n_shared_experts": 2} | hf)
     switches.only("scoring_func", "softmax")
     switches.only("norm_topk_prob", False)
+    switches.only("rope_interleave", True)
     shape = read_shape(switches)
     limited = switches.choice("topk_method", {"greedy": False, "group_limited_greedy": True}, "greedy")
     groups, top_groups = (int(switches.maybe(key) or 1) for key in ("n_group", "topk_group"))

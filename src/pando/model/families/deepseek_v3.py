@@ -34,7 +34,7 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
     switches = deepseek_switches({"q_lora_rank": 1536, "first_k_dense_replace": 3, "moe_intermediate_size": 2048} | hf)
     switches.only("scoring_func", "sigmoid")
     switches.only("topk_method", "noaux_tc")
-    shape = read_shape(switches)
+    shape = read_shape(switches, 4096)
     router = RouterConfig(
         switches.integer("num_experts_per_tok", 8),
         scores="sigmoid",

@@ -39,7 +39,7 @@ def gemma_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
 
 def gemma_switches(hf: dict[str, Any], usual: dict[str, Any]) -> Switches:
     """The switches, with what Gemma takes where a config does not say."""
-    switches = Switches(usual | hf)
+    switches = Switches({"num_key_value_heads": 4} | usual | hf)
     switches.ignore("hidden_act")  # written by mistake; `hidden_activation` counts
     switches.only("use_bidirectional_attention", None, False)
     return switches
@@ -66,7 +66,7 @@ def write_gemma(config: ModelConfig, architecture: str) -> dict[str, Any]:
 def _config(hf: dict[str, Any]) -> ModelConfig:
     switches = gemma_switches(hf, _USUAL)
     switches.ignore("sliding_window_size")  # what 9b says again
-    shape = read_shape(switches, activation="hidden_activation")
+    shape = read_shape(switches, 8192, activation="hidden_activation")
     rope = read_rope(switches, shape.head_dim, shape.context_length)
     bias, scale = switches.flag("attention_bias", False), gemma_scale(switches)
     common = {"bias": bias, "out_bias": bias, "scale": scale, "softcap": switches.maybe("attn_logit_softcapping")}

@@ -22,7 +22,7 @@ _KINDS = {FULL: ("rope_theta", 1_000_000.0), SLIDING: ("rope_local_base_freq", 1
 
 def _config(hf: dict[str, Any]) -> ModelConfig:
     switches = gemma_switches(hf, _USUAL)
-    shape = read_shape(switches, activation="hidden_activation")
+    shape = read_shape(switches, 131_072, activation="hidden_activation")
     ropes = read_ropes(switches, shape.head_dim, shape.context_length, _KINDS)
     every = switches.integer("sliding_window_pattern", 6)
     bias, scale = switches.flag("attention_bias", False), gemma_scale(switches)

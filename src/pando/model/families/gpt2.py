@@ -45,7 +45,7 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
     switches.ignore("n_ctx", "reorder_and_upcast_attn", "task_specific_params")  # old names, precision, examples
     switches.ignore(*(key for key in hf if key.startswith("summary_")))  # of a head that is not this one
     switches.only("scale_attn_weights", True)
-    shape = read_shape(switches, usual_hidden=4)
+    shape = read_shape(switches, 1024, usual_hidden=4)
     layer = LayerConfig(shape.attention(None, bias=True, out_bias=True), shape.mlp(bias=True, gated=False))
     norm = NormConfig("layer", switches.number("layer_norm_epsilon", 1e-5), bias=True)
     more = {"tied": switches.flag("tie_word_embeddings", True), "learned_positions": True}

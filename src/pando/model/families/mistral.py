@@ -14,8 +14,8 @@ from pando.model.families.reading import Switches, read_rope
 
 
 def _config(hf: dict[str, Any]) -> ModelConfig:
-    switches = Switches(hf)
-    shape = read_shape(switches)
+    switches = Switches({"num_key_value_heads": 8} | hf)
+    shape = read_shape(switches, 131_072)
     rope = read_rope(switches, shape.head_dim, shape.context_length)
     if "sliding_window" in hf:
         window = switches.integer("sliding_window") if switches.has("sliding_window") else None

@@ -29,7 +29,7 @@ _SITES = HF_SITES | {"mlp.router": "block_sparse_moe.gate"}
 def _config(hf: dict[str, Any]) -> ModelConfig:
     switches = Switches({"num_key_value_heads": 8} | hf)
     switches.only("router_jitter_noise", 0.0)
-    shape = read_shape(switches)
+    shape = read_shape(switches, 131_072)
     rope = read_rope(switches, shape.head_dim, shape.context_length, 1_000_000.0)
     window = switches.integer("sliding_window") if switches.has("sliding_window") else None
     router = read_router(switches, 2)

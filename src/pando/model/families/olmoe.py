@@ -16,7 +16,7 @@ from pando.model.families.reading import Switches, read_rope
 
 def _config(hf: dict[str, Any]) -> ModelConfig:
     switches = Switches(hf)
-    shape = read_shape(switches)
+    shape = read_shape(switches, 4096)
     rope = read_rope(switches, shape.head_dim, shape.context_length)
     bias = switches.flag("attention_bias", False)
     router = read_router(switches, 8, normalise=switches.flag("norm_topk_prob", False))

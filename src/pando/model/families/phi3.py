@@ -26,7 +26,7 @@ _SITES = {site: name for site, name in HF_SITES.items() if all(site not in group
 def _config(hf: dict[str, Any]) -> ModelConfig:
     switches = Switches(hf)
     switches.ignore("resid_pdrop", "embd_pdrop", "original_max_position_embeddings")  # of training and "longrope"
-    shape = read_shape(switches)
+    shape = read_shape(switches, 4096)
     rope = read_rope(switches, shape.head_dim, shape.context_length)
     window = switches.integer("sliding_window") if switches.has("sliding_window") else None
     switches.only("attention_bias", False)

@@ -33,7 +33,7 @@ def write_upper_windows(config: ModelConfig) -> dict[str, Any]:
 
 def _config(hf: dict[str, Any]) -> ModelConfig:
     switches = Switches(hf)
-    shape = read_shape(switches)
+    shape = read_shape(switches, 32_768)
     rope = read_rope(switches, shape.head_dim, shape.context_length)
     layers = [
         LayerConfig(shape.attention(rope, bias=True, window=window), shape.mlp())

@@ -41,7 +41,7 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
     switches.only("use_sliding_window", False)
     switches.ignore("sliding_window", "max_window_layers")  # of no account without that switch
     switches.each("layer_types", "full_attention")
-    shape = read_shape(switches)
+    shape = read_shape(switches, 32_768)
     rope = read_rope(switches, shape.head_dim, shape.context_length)
     bias = switches.flag("qkv_bias", True)
     router = read_router(switches, 4, normalise=switches.flag("norm_topk_prob", False))

@@ -19,7 +19,7 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
     switches = Switches({"num_key_value_heads": 4} | hf)
     switches.only("use_sliding_window", False)
     switches.ignore("sliding_window", "max_window_layers")  # of no account without that switch
-    shape = read_shape(switches)
+    shape = read_shape(switches, 32_768)
     rope = read_rope(switches, shape.head_dim, shape.context_length)
     bias = switches.flag("attention_bias", False)
     router = read_router(switches, 8, normalise=switches.flag("norm_topk_prob", False))

@@ -45,11 +45,11 @@ class Switches:
         """Whether the key is there and not null."""
         return self._values.get(self._called.get(key, key)) is not None
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A whole number of at least 1."""
+    def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
+        """A whole number of at least `least`."""
         value = self._get(key, default)
-        if type(value) is not int or value < 1:
-            raise self.wrong(key, value, "a whole number of at least 1")
+        if type(value) is not int or value < least:
+            raise self.wrong(key, value, f"a whole number of at least {least}")
         return value
 
     def token(self, *keys: str) -> int:

@@ -17,7 +17,7 @@ _THETA, _INTERVAL = 2_000_000.0, 4
 
 def _config(hf: dict[str, Any]) -> ModelConfig:
     switches = Switches({"num_key_value_heads": 4} | hf)
-    shape = read_shape(switches)
+    shape = read_shape(switches, 32_768)
     rope = read_rope(switches, shape.head_dim, shape.context_length, _THETA)
     interval = switches.integer("no_rope_layer_interval", _INTERVAL)
     turned = switches.each("no_rope_layers", 0, 1) or [int((i + 1) % interval != 0) for i in range(shape.depth)]

@@ -20,7 +20,7 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
     switches = Switches({"hidden_act": "gelu_pytorch_tanh", "num_key_value_heads": 2} | hf)
     switches.ignore("residual_dropout", "embedding_dropout", "mlp_type")  # of training; what the family has anyway
     switches.only("norm_type", "layer_norm")
-    shape = read_shape(switches)
+    shape = read_shape(switches, 4096)
     rope = read_rope(switches, shape.head_dim, shape.context_length)
     window = switches.integer("sliding_window") if switches.has("sliding_window") else None
     bias = switches.flag("use_bias", True)
