@@ -194,7 +194,7 @@ def test_file_decides_whether_bos_and_eos_are_added(tmp_path: Path) -> None:
     [
         ({"tokenizer.ggml.pre": "mystery"}, "tokenizer.ggml.pre 'mystery'"),
         ({"tokenizer.ggml.pre": None}, "tokenizer.ggml.pre is missing"),
-        ({"tokenizer.ggml.model": "bert"}, "tokenizer.ggml.model 'bert'"),
+        ({"tokenizer.ggml.model": "rwkv"}, "tokenizer.ggml.model 'rwkv'"),
         ({"tokenizer.ggml.tokens": None}, "vocab_size"),
         ({"tokenizer.ggml.tokens": ["a"] * 320}, "holds a token twice"),
         ({"tokenizer.ggml.merges": ["a"]}, "tokenizer.ggml.merges: 'a'"),

@@ -11,17 +11,19 @@ import pytest
 import torch
 
 from pando.model.base import open_base
-from pando.model.config import ExpertsConfig
+from pando.model.config import ExpertsConfig, ModelConfig
 from pando.model.context import RowContext
 from pando.model.families import family, read_config
 from pando.model.gguf_write import _pairs
 from pando.model.transformer import Transformer
-from tests.model import tiny
-from tests.model.test_families import COMMON, GEMMA, GPT2, MOE
+from tests.model import test_seq2seq, tiny
+from tests.model.test_families import COMMON, GEMMA, GPT2, MOE, NEOX
 from tests.model.test_gguf import add_tokenizer
+from tests.model.test_seq2seq import T5
 
 WIDE = {"head_dim": 256, "query_pre_attn_scalar": 256}  # the only one that transformers takes from a file
 UNTIED = {"tie_word_embeddings": False}
+FAR = T5 | {"relative_attention_max_distance": 128, "num_decoder_layers": 3}  # which files do not say
 SHAPES: dict[str, dict[str, Any]] = {
     "gemma2": GEMMA | WIDE | {"model_type": "gemma2"},
     "gemma3": GEMMA | WIDE | {"model_type": "gemma3_text", "num_hidden_layers": 6},
@@ -29,12 +31,19 @@ SHAPES: dict[str, dict[str, Any]] = {
     "starcoder2": COMMON | {"model_type": "starcoder2"},
     "gpt2": GPT2 | {"model_type": "gpt2", "n_positions": 1024},
     "olmo2": COMMON | {"model_type": "olmo2"},
+    "olmo3": COMMON | {"model_type": "olmo3", "sliding_window": 8, "num_hidden_layers": 4},
+    "gpt_neox": NEOX | {"model_type": "gpt_neox", "rotary_pct": 0.5},
+    "gpt_neox, one after the other": NEOX | {"model_type": "gpt_neox", "use_parallel_residual": False},
+    "t5": FAR | {"model_type": "t5"},
+    "t5, gated": FAR | {"model_type": "t5", "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "bert": NEOX | {"model_type": "bert", "type_vocab_size": 2},
+    "smollm3": COMMON | {"model_type": "smollm3", "num_hidden_layers": 4},
     "olmoe": COMMON | {"model_type": "olmoe", "num_experts": 4, "num_experts_per_tok": 2},
     "qwen2moe": COMMON | MOE | UNTIED | {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 40},
     "qwen3moe": COMMON | MOE | UNTIED | {"model_type": "qwen3_moe", "head_dim": 16, "norm_topk_prob": True},
     "mixtral": COMMON | {"model_type": "mixtral", "num_local_experts": 4},
 }
-THEIRS = ("gemma2", "gemma3", "starcoder2", "gpt2")  # that transformers reads whatever their size
+THEIRS = ("gemma2", "gemma3", "starcoder2", "gpt2", "t5", "t5, gated")  # that transformers reads whatever their size
 
 
 def write(path: Path, name: str) -> Transformer:
@@ -68,21 +77,35 @@ def metadata(writer: gguf.GGUFWriter, name: str, model: Transformer) -> None:
     """What the converter writes for this architecture."""
     shape = model.config
     attention, mixture = shape.layers[0].attention, shape.layers[-1].mlp
-    writer.add_block_count(len(shape.layers))
+    writer.add_block_count(len((shape.encoder or shape).layers))
     writer.add_context_length(shape.context_length)
     writer.add_embedding_length(shape.d_model)
     writer.add_head_count(attention.heads)
     writer.add_vocab_size(shape.vocab_size)
+    if shape.encoder is not None:
+        t5_metadata(writer, shape)
+        return
     writer.add_feed_forward_length(SHAPES[name].get("intermediate_size", 4 * shape.d_model))
-    if name in ("gpt2", "starcoder2"):
+    if name.startswith("gpt") or name in ("starcoder2", "bert"):
         writer.add_layer_norm_eps(shape.norm.eps)
     else:
         writer.add_layer_norm_rms_eps(shape.norm.eps)
-    if name != "gpt2":
+    if name.startswith("gpt_neox"):
+        writer.add_rope_dimension_count(attention.rope.dim)
+        writer.add_parallel_residual(shape.layers[0].order == "parallel")
+    elif name == "bert":
+        writer.add_causal_attention(False)
+        writer.add_token_type_count(shape.token_types)
+        writer.add_pooling_type(gguf.PoolingType.CLS)
+    elif name != "gpt2":
         writer.add_head_count_kv(attention.kv_heads)
-        rope = shape.layers[-1].attention.rope
-        assert rope is not None
+        rope = next(one.attention.rope for one in reversed(shape.layers) if one.attention.rope is not None)
         writer.add_rope_freq_base(rope.theta)
+    if name == "olmo3":
+        writer.add_sliding_window(8)
+        writer.add_sliding_window_pattern([layer.attention.window is not None for layer in shape.layers])
+    if name == "smollm3":
+        writer.add_rope_dimension_count(attention.head_dim)
     if name.startswith("gemma") or name == "qwen3moe":
         writer.add_key_length(attention.head_dim)
         writer.add_value_length(attention.head_dim)
@@ -100,9 +123,26 @@ def metadata(writer: gguf.GGUFWriter, name: str, model: Transformer) -> None:
             writer.add_expert_shared_feed_forward_length(mixture.shared)
 
 
+def t5_metadata(writer: gguf.GGUFWriter, shape: ModelConfig) -> None:
+    """The rest of it for an encoder-decoder."""
+    attention = shape.layers[0].attention
+    assert shape.encoder is not None and attention.relative is not None
+    writer.add_feed_forward_length(shape.layers[0].mlp.hidden)
+    writer.add_decoder_block_count(len(shape.layers))
+    writer.add_key_length(attention.head_dim)
+    writer.add_value_length(attention.head_dim)
+    writer.add_relative_attn_buckets_count(attention.relative.buckets)
+    writer.add_layer_norm_eps(shape.norm.eps)
+    writer.add_layer_norm_rms_eps(shape.norm.eps)
+    writer.add_decoder_start_token_id(shape.start_token)
+
+
 def logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return model.head(model(tokens, RowContext(tokens)))
+        if model.config.encoder is not None:
+            return test_seq2seq.logits(model, tokens, tokens[:, :20])
+        states = model(tokens, RowContext(tokens, both_ways=model.config.both_ways))
+        return model.head(states) if model.config.predicts else states
 
 
 TOKENS = torch.randint(3, 320, (2, 40), generator=torch.Generator().manual_seed(1))
@@ -114,14 +154,21 @@ def test_the_file_is_the_model(name: str, tmp_path: Path, home: Path) -> None:
     base = open_base(tmp_path / "m.gguf")
     assert base.config.layers == wanted.config.layers and base.config.family == wanted.config.family
     assert (logits(base.module(), TOKENS) - logits(wanted, TOKENS)).abs().max() < 1e-5
+    assert base.embedding.known == (name == "bert")
+    assert base.embedding.pooling == ("first" if name == "bert" else "mean")
 
 
 @pytest.mark.parametrize("name", THEIRS)
 def test_transformers_reads_the_same(name: str, tmp_path: Path, home: Path) -> None:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    write(tmp_path / "m.gguf", name)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32).eval()
+    shape = write(tmp_path / "m.gguf", name).config
+    kind, more, encoder = AutoModelForCausalLM, {}, shape.encoder
+    if encoder is not None:  # of these it reads the weights only right
+        values = {key: value for key, value in family("t5").hf_config(shape).items() if key != "model_type"}
+        kind, more = AutoModelForSeq2SeqLM, {"config": AutoConfig.for_model("t5", **values)}
+    theirs = kind.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32, **more).eval()
     ours = logits(open_base(tmp_path / "m.gguf").module(), TOKENS)
     with torch.no_grad():
-        assert (ours - theirs(TOKENS).logits).abs().max() < 1e-4
+        wanted = theirs(TOKENS) if encoder is None else theirs(input_ids=TOKENS, decoder_input_ids=TOKENS[:, :20])
+        assert (ours - wanted.logits).abs().max() < 1e-4

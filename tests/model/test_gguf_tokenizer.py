@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import struct
 from typing import Any
 
 import pytest
@@ -42,6 +43,25 @@ def pieces(**changes: Any) -> dict[str, Any]:
         types.append(1)
     values = {"model": "llama", "tokens": list(scored), "scores": list(scored.values()), "token_type": types}
     values |= {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
+    return {f"tokenizer.ggml.{key}": value for key, value in (values | changes).items()}
+
+
+def unigram(**changes: Any) -> dict[str, Any]:
+    """Metadata of a SentencePiece unigram model over a, b and the space."""
+    scored = {
+        "<pad>": 0.0,
+        "</s>": 0.0,
+        "<unk>": 0.0,
+        "▁": -3.5,
+        "a": -2.0,
+        "b": -2.5,
+        "▁a": -3.0,
+        "ab": -3.2,
+        "aba": -7,
+    }
+    types = [3, 3, 2, *[1] * 6]
+    values = {"model": "t5", "tokens": list(scored), "scores": list(map(float, scored.values())), "token_type": types}
+    values |= {"eos_token_id": 1, "unknown_token_id": 2, "padding_token_id": 0}
     return {f"tokenizer.ggml.{key}": value for key, value in (values | changes).items()}
 
 
@@ -97,6 +117,47 @@ def test_characters_outside_the_vocabulary_fall_back_to_bytes(text: str) -> None
     assert made(pieces()).decode(made(pieces()).encode(text).ids) == text
 
 
+def likeliest(text: str, metadata: dict[str, Any]) -> float:
+    """The score of the best way to cut a text."""
+    scores = dict(zip(metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.scores"], strict=True))
+    best = [0.0]
+    for end in range(1, len(text) + 1):
+        best.append(max(best[s] + scores[text[s:end]] for s in range(end) if text[s:end] in scores))
+    return best[-1]
+
+
+@given(st.text("ab ", min_size=1, max_size=30))
+def test_texts_are_cut_as_is_likeliest(text: str) -> None:
+    metadata = unigram()
+    tokens = made(metadata).encode(text).tokens
+    scores = dict(zip(metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.scores"], strict=True))
+    words = text.split()
+    assert tokens[-1] == "</s>" and "".join(tokens[:-1]) == "".join("▁" + word for word in words)
+    assert sum(scores[one] for one in tokens) == pytest.approx(sum(likeliest("▁" + word, metadata) for word in words))
+    assert made(metadata).decode(made(metadata).encode(text).ids) == " ".join(words)
+
+
+def test_characters_are_replaced_as_the_files_map_says() -> None:
+    units = [0] * 256  # a double array: from its root by a's code to a unit that has a leaf, 0x80 further, of value 0
+    units[ord("a")] = ord("a") | 1 << 8 | 0x80 << 10
+    charsmap = struct.pack(f"<I{len(units)}I", 4 * len(units), *units) + b"b\0"
+    signed = [value - 256 if value > 127 else value for value in charsmap]  # as some converters write it
+    for values in (list(charsmap), signed):
+        assert made(unigram(precompiled_charsmap=values)).encode("aab").tokens == ["▁", "b", "b", "b", "</s>"]
+
+
+def test_words_and_their_parts_are_berts() -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "▁un", "able", "▁able", "▁!"]
+    values = {"model": "bert", "tokens": words, "token_type": [3, 3, 3, 3, 1, 1, 1, 1], "cls_token_id": 2}
+    values |= {"seperator_token_id": 3, "unknown_token_id": 1, "padding_token_id": 0}
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in values.items()}
+    tokenizer = made(metadata)
+    assert tokenizer.encode("Unable áble! x").tokens == ["[CLS]", "un", "##able", "able", "!", "[UNK]", "[SEP]"]
+    pair = tokenizer.encode("able", "!")
+    assert pair.tokens == ["[CLS]", "able", "[SEP]", "!", "[SEP]"] and pair.type_ids == [0, 0, 0, 1, 1]
+    assert read_tokenizer(metadata)["tokenizer_config.json"]["cls_token"] == "[CLS]"
+
+
 def test_space_prefix_is_the_files_choice() -> None:
     assert made(pieces(add_space_prefix=False)).encode("ab").tokens == ["<s>", "ab"]
     assert made(pieces(add_space_prefix=False)).decode([259]) == "ab"
@@ -112,7 +173,8 @@ def test_end_tokens_are_those_the_file_names() -> None:
     [
         (pieces(scores=[0.0]), "tokenizer.ggml.scores does not fit"),
         (pieces(token_type=[1]), "does not fit tokenizer.ggml.token_type"),
-        (pieces(model="t5"), "tokenizer.ggml.model 't5'"),
+        (pieces(model="rwkv"), "tokenizer.ggml.model 'rwkv'"),
+        (unigram(token_type=[3] * 9), "or none of these is unknown"),
         (fields(merges=["a b c"]), "'a b c' does not join"),
         (fields(bos_token_id=-1), "bos_token_id -1"),
     ],

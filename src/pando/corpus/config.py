@@ -274,7 +274,8 @@ def _words(error: Any, spot: Sequence[str | int]) -> str:
     if error["type"] == "extra_forbidden":
         known = _known(spot[:-1])
         return f"no such setting{_nearest(str(spot[-1]), known)}; there are {', '.join(known)}"
-    return str(error["msg"]).removeprefix("Value error, ") + f" (found {json.dumps(error['input'], default=str)[:80]})"
+    what = "must be a list" if error["type"] == "tuple_type" else str(error["msg"]).removeprefix("Value error, ")
+    return f"{what} (found {json.dumps(error['input'], default=str)[:80]})"
 
 
 def _known(spot: Sequence[str | int]) -> list[str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from pando.model.config import ModelConfig, RopeConfig, RopeScaling
 from pando.model.families import Family, Packed, gguf_family
 from pando.model.families.reading import Switches
 from pando.model.gguf_tokenizer import read_tokenizer
+from pando.model.sentence import embedding_files
 
 if TYPE_CHECKING:
     import gguf
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 # Llama 3.1 and later keep the stretch of rotary frequencies as one factor per frequency. Their configs differ in one
 # number; the others have always been these.
+_POOLINGS: dict[int, Literal["mean", "first", "last"]] = {1: "mean", 2: "first", 3: "last"}
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_length": 8192}
 
 
@@ -50,6 +53,10 @@ def convert(path: Path, folder: Path) -> dict[str, Any]:
         jsons = {"config.json": found.hf_config(config), **read_tokenizer(fields)}
         jsons["config.json"] |= jsons["generation_config.json"]
         _write_weights(found, config, tensors, folder / "model.safetensors")
+        pooling = fields.get(f"{found.gguf.architecture}.pooling_type") if found.gguf is not None else None
+        if pooling in _POOLINGS:
+            jsons |= embedding_files(_POOLINGS[pooling])
+            (folder / "1_Pooling").mkdir()
         for name, content in jsons.items():
             (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
         return {k.removeprefix("general."): v for k, v in fields.items() if k.startswith("general.")}
@@ -108,11 +115,13 @@ def _value(field: gguf.ReaderField) -> Any:
 
 def _config(found: Family, fields: dict[str, Any], tensors: dict[str, gguf.ReaderTensor]) -> ModelConfig:
     assert found.gguf is not None
-    prefix = found.gguf.architecture + "."
-    values = {name.removeprefix(prefix): value for name, value in fields.items() if name.startswith(prefix)}
+    values = _below(fields, found.gguf.architecture)
     values.setdefault("vocab_size", len(fields.get("tokenizer.ggml.tokens") or ()))
     values["tied"] = "output.weight" not in tensors
+    values["gated"] = any(name.endswith(".ffn_gate.weight") for name in tensors)
+    values["token_types"] = fields.get("tokenizer.ggml.token_type_count")
     switches = Switches(values, "GGUF metadata")
+    switches.ignore("gated", "token_types", "pooling_type")  # not every family asks
     config = found.gguf.config(switches)
     switches.close()
     if "rope_freqs.weight" in tensors:
@@ -139,9 +148,15 @@ def _stretched(rope: RopeConfig, tensor: gguf.ReaderTensor) -> RopeConfig:
     return scaled
 
 
+def _below(fields: dict[str, Any], architecture: str) -> dict[str, Any]:
+    """The metadata of the architecture, without its name."""
+    prefix = architecture + "."
+    return {name.removeprefix(prefix): value for name, value in fields.items() if name.startswith(prefix)}
+
+
 def _family(fields: dict[str, Any]) -> Family:
     architecture = str(fields.get("general.architecture"))
-    return gguf_family(architecture, int(fields.get(f"{architecture}.expert_count") or 0))
+    return gguf_family(architecture, _below(fields, architecture))
 
 
 def _write_weights(found: Family, config: ModelConfig, tensors: dict[str, gguf.ReaderTensor], path: Path) -> None:
@@ -153,7 +168,7 @@ def _write_weights(found: Family, config: ModelConfig, tensors: dict[str, gguf.R
     assert found.gguf is not None
     held = [Packed(theirs, (ours,)) for ours, theirs in found.gguf.keys(config)] + list(found.gguf.packed(config))
     shapes = config.shapes()
-    _check(held, shapes, tensors)
+    _check(held, shapes, tensors, ("rope_freqs\\.weight", *found.gguf.ignored))
     source = {ours: part for part in held for ours in part.ours}
 
     @lru_cache(maxsize=4)  # a stack of experts is asked for once for each
@@ -175,13 +190,19 @@ def _write_weights(found: Family, config: ModelConfig, tensors: dict[str, gguf.R
         write_safetensors(path, {part.theirs: part.shape(shapes) for part in written}, values(advance))
 
 
-def _check(held: list[Packed], shapes: dict[str, tuple[int, ...]], tensors: dict[str, gguf.ReaderTensor]) -> None:
+def _check(
+    held: list[Packed],
+    shapes: dict[str, tuple[int, ...]],
+    tensors: dict[str, gguf.ReaderTensor],
+    ignored: Sequence[str],
+) -> None:
     """That all tensors are there, no others, and of the right shapes."""
     names = {part.theirs for part in held}
     for missing in (part.theirs for part in held if part.theirs not in tensors):
         raise BaseModelError(f"the tensor {missing} is missing")
-    for extra in sorted(tensors.keys() - names - {"rope_freqs.weight"}):
-        raise BaseModelError(f"the tensor {extra} is not one of this architecture")
+    for extra in sorted(tensors.keys() - names):
+        if not any(re.fullmatch(one, extra) for one in ignored):
+            raise BaseModelError(f"the tensor {extra} is not one of this architecture")
     for part in held:
         shape, wanted = tuple(int(n) for n in reversed(tensors[part.theirs].shape)), part.shape(shapes)
         if shape != wanted and math.prod(shape) == math.prod(wanted) == max(shape):
@@ -206,7 +227,7 @@ def _dequantised(tensor: gguf.ReaderTensor) -> np.ndarray:
     import gguf
 
     try:
-        array = np.asarray(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        array = np.array(gguf.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
     except NotImplementedError:
         raise BaseModelError(
             f"the tensor {tensor.name} is quantised as {tensor.tensor_type.name}, which cannot be read"

@@ -6,6 +6,7 @@ it: the content hash of a base, and with it every skin, depends on them.
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ _DIGITS = [{"type": "Digits", "individual_digits": True}, *_GPT2]
 _PRE_TOKENIZERS = {  # tokenizer.ggml.pre
     "gpt-2": _GPT2,
     "phi-2": _GPT2,
+    "roberta-bpe": _GPT2,
     "olmo": _GPT2,
     "smollm": _DIGITS,
     "starcoder": _DIGITS,
@@ -50,6 +52,10 @@ _PRE_TOKENIZERS = {  # tokenizer.ggml.pre
     "smaug-bpe": _split(_LLAMA3),
     "qwen2": _split(_QWEN2),
 }
+_NAMED = {
+    "bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "eot": "eot", "cls": "cls", "sep": "seperator",
+    "mask": "mask",
+}  # fmt: skip
 _WHOLE_WORDS_FIRST = {"llama-bpe", "llama3", "llama-v3"}  # a word that is a token is taken without merging
 _COMPOSED = {"qwen2"}  # text is brought to Unicode's NFC first
 
@@ -71,8 +77,13 @@ def read_tokenizer(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
         parts = _bpe(fields, vocab)
     elif kind == "llama":
         parts = _sentencepiece(fields, vocab, types)
+    elif kind == "t5":
+        parts = _unigram(fields, vocab, types)
+    elif kind == "bert":
+        tokens = [_word_piece(token, i) for token, i in zip(tokens, types, strict=True)]
+        parts = _word_pieces(tokens)
     else:
-        raise BaseModelError(f"tokenizer.ggml.model {kind!r} is not supported; supported are gpt2 (BPE) and llama")
+        raise BaseModelError(f"tokenizer.ggml.model {kind!r} is not supported; supported are gpt2, llama, t5 and bert")
     specials = _specials(fields, tokens)
     tokenizer = {
         "version": "1.0",
@@ -80,7 +91,7 @@ def read_tokenizer(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "padding": None,
         "added_tokens": [_added(i, tokens[i], t == _CONTROL) for i, t in enumerate(types) if t in (_CONTROL, _USER)],
         **parts,
-        "post_processor": _post_processor(fields, specials, adds_bos=_adds_bos(fields, kind)),
+        "post_processor": _post_processor(fields, specials, kind),
     }
     return {
         "tokenizer.json": tokenizer,
@@ -137,6 +148,66 @@ def _sentencepiece(fields: dict[str, Any], vocab: dict[str, int], types: list[in
     }
 
 
+def _unigram(fields: dict[str, Any], vocab: dict[str, int], types: list[int]) -> dict[str, Any]:
+    """SentencePiece's unigram model (T5's): of all ways to cut a text the likeliest."""
+    scores: list[float] = _field(fields, "scores")
+    unknown = next((i for i, kind in enumerate(types) if kind == _UNKNOWN), None)
+    if len(scores) != len(vocab) or unknown is None:
+        raise BaseModelError("tokenizer.ggml.scores does not fit tokenizer.ggml.tokens, or none of these is unknown")
+    charsmap = fields.get("tokenizer.ggml.precompiled_charsmap")
+    steps: list[dict[str, Any]] = []
+    if charsmap:
+        packed = base64.b64encode(bytes(value & 0xFF for value in charsmap)).decode("ascii")
+        steps.append({"type": "Precompiled", "precompiled_charsmap": packed})
+    if fields.get("tokenizer.ggml.remove_extra_whitespaces", True):
+        steps.append({"type": "Strip", "strip_left": True, "strip_right": True})
+        steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
+    scheme = "always" if fields.get("tokenizer.ggml.add_space_prefix", True) else "never"
+    spaces = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": True}
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": steps},
+        "pre_tokenizer": spaces,
+        "decoder": spaces,
+        "model": {
+            "type": "Unigram",
+            "unk_id": unknown,
+            "vocab": [[token, score] for token, score in zip(vocab, scores, strict=True)],
+            "byte_fallback": _BYTE in types,
+        },
+    }
+
+
+def _word_piece(token: str, kind: int) -> str:
+    """What llama.cpp writes "▁word" and "part" is "word" and "##part"."""
+    if kind == _CONTROL:
+        return token
+    return token[1:] if token.startswith("▁") else f"##{token}"
+
+
+def _word_pieces(tokens: list[str]) -> dict[str, Any]:
+    """BERT's WordPiece, which llama.cpp runs on lower-case text without accents."""
+    if "[UNK]" not in tokens:
+        raise BaseModelError("tokenizer.ggml.tokens has no [UNK]")
+    return {
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": True,
+            "lowercase": True,
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": {token: i for i, token in enumerate(tokens)},
+        },
+    }
+
+
 def _ranked_merges(vocab: dict[str, int], scores: list[float], types: list[int]) -> list[list[str]]:
     """Every way to make a token of two others, best score first; of equal ones the longer left part first."""
     ranked: list[tuple[float, int, int, list[str]]] = []
@@ -180,7 +251,7 @@ def _added(i: int, content: str, special: bool) -> dict[str, Any]:
 def _specials(fields: dict[str, Any], tokens: list[str]) -> dict[str, tuple[int, str]]:
     """{"bos": (id, token), ...} for those that the file names."""
     found = {}
-    for name, key in {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "eot": "eot"}.items():
+    for name, key in _NAMED.items():
         i = fields.get(f"tokenizer.ggml.{key}_token_id")
         if i is None:
             continue
@@ -190,16 +261,15 @@ def _specials(fields: dict[str, Any], tokens: list[str]) -> dict[str, tuple[int,
     return found
 
 
-def _adds_bos(fields: dict[str, Any], kind: str) -> bool:
-    default = kind == "llama" or fields.get("tokenizer.ggml.pre") in _WHOLE_WORDS_FIRST
-    return bool(fields.get("tokenizer.ggml.add_bos_token", default))
-
-
-def _post_processor(
-    fields: dict[str, Any], specials: dict[str, tuple[int, str]], adds_bos: bool
-) -> dict[str, Any] | None:
-    """The end tokens that are put around a text, as the file says."""
-    ends = {"bos": adds_bos, "eos": bool(fields.get("tokenizer.ggml.add_eos_token", False))}
+def _post_processor(fields: dict[str, Any], specials: dict[str, tuple[int, str]], kind: str) -> dict[str, Any] | None:
+    """The end tokens that are put around a text, as the file says, or as llama.cpp does where it does not."""
+    pre = fields.get("tokenizer.ggml.pre")
+    encoder = kind == "bert" or pre == "roberta-bpe"
+    usual = {"bos": encoder or kind == "llama" or pre in _WHOLE_WORDS_FIRST, "eos": encoder or kind == "t5"}
+    ends = {name: bool(fields.get(f"tokenizer.ggml.add_{name}_token", usual[name])) for name in usual}
+    for name, own in (("bos", "cls"), ("eos", "sep")):
+        if kind == "bert" and own in specials:
+            specials = specials | {name: specials[own]}
     for name in (name for name, added in ends.items() if added and name not in specials):
         raise BaseModelError(f"a {name} token is to be added, but tokenizer.ggml.{name}_token_id is missing")
 
@@ -210,11 +280,12 @@ def _post_processor(
         return None
     first = {"Sequence": {"id": "A", "type_id": 0}}
     second = {"Sequence": {"id": "B", "type_id": 1}}
+    between = [] if kind == "bert" else marker("eos", 1) if encoder else marker("bos", 1)  # RoBERTa has its end twice
     used = [specials[name] for name, added in ends.items() if added]
     return {
         "type": "TemplateProcessing",
         "single": [*marker("bos", 0), first, *marker("eos", 0)],
-        "pair": [*marker("bos", 0), first, *marker("eos", 0), *marker("bos", 1), second, *marker("eos", 1)],
+        "pair": [*marker("bos", 0), first, *marker("eos", 0), *between, second, *marker("eos", 1)],
         "special_tokens": {token: {"id": token, "ids": [i], "tokens": [token]} for i, token in used},
     }
 

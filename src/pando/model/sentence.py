@@ -76,6 +76,13 @@ def read_embedding(folder: Path) -> Embedding:
     return Embedding(pooling, limit, usual, query, document, lower, known=True)
 
 
+def embedding_files(pooling: Literal["mean", "first", "last"]) -> dict[str, Any]:
+    """The files that say so, and that vectors have unit length, by name."""
+    kinds = [{"type": f"sentence_transformers.models.{kind}"} for kind in ("Transformer", "Pooling", "Normalize")]
+    mode = next(name for name, known in _POOLINGS.items() if known == pooling)
+    return {MODULES: kinds, "1_Pooling/config.json": {mode: True}}
+
+
 def _json(path: Path, kind: type) -> Any:
     if not path.is_file():
         return kind()

@@ -169,7 +169,8 @@ class _Run:
 
     def to_the_end(self, hooks: Hooks | None) -> Outcome:
         """Makes the remaining steps; Ctrl-C ends after the step under way, with a checkpoint."""
-        waiting: Step | None = None  # read once the next step has been given to the device, which then never idles
+        waiting: Step | None = None  # read once the next step has been given to a GPU, which then never idles
+        prompt = self.place.device.type == "cpu"
         with self._stoppable():
             if self.config.base is not None and self.trainer.steps_made == 0:
                 self._validate(0)  # what it is gone on from
@@ -183,7 +184,7 @@ class _Run:
                 last = made == self.config.steps
                 stopping, due = self._asked(made)
                 look = last or self._looks(made)
-                if not (look or stopping or due):
+                if not (prompt or look or stopping or due):
                     continue
                 self._note(step)
                 waiting = None

@@ -104,7 +104,8 @@ class Gguf:
 
     Attributes:
         architecture: the file's `general.architecture`.
-        config: the metadata below `<architecture>.` -> config. `tied` and `vocab_size` are filled in by the reader.
+        config: the metadata below `<architecture>.` -> config. The reader fills in `tied`, `vocab_size`,
+            `gated` (whether feed-forward layers have gates) and `token_types`.
         metadata: the other way round; a config that GGUF cannot hold is an error that names the switch. None: files of
             this family are read only.
         keys: (our parameter name, GGUF tensor name) of parameters that are kept as they are; stacks of experts are.
@@ -112,7 +113,8 @@ class Gguf:
         paired: name endings of projections whose rows llama.cpp keeps in rotary pairs (2i, 2i + 1) instead of
             halves (i, i + dim/2), with the number of heads.
         norm_offset: what is added to the weights of norms there.
-        mixture: whether it is the one with experts where an architecture has two families.
+        told_by: the key of the metadata that only its files have, where an architecture has two families.
+        ignored: regular expressions of tensors that files carry and nothing needs.
     """
 
     architecture: str
@@ -122,7 +124,8 @@ class Gguf:
     packed: Callable[[ModelConfig], Iterator[Packed]] = lambda config: iter(())
     paired: Callable[[ModelConfig], dict[str, int]] = lambda config: {}
     norm_offset: float = 0.0
-    mixture: bool = False
+    told_by: str | None = None
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -187,16 +190,19 @@ def families_where(fits: Callable[[Family], object]) -> list[str]:
     return [name for name in sorted(_MODULES) if family(name).name == name and fits(family(name))]
 
 
-def gguf_family(architecture: str, experts: int = 0) -> Family:
-    """The family that llama.cpp calls `architecture`, of the two that one name may stand for the one with experts.
+def gguf_family(architecture: str, metadata: Mapping[str, Any]) -> Family:
+    """The family that llama.cpp calls `architecture`, of the two that one name may stand for the one of this metadata.
 
     Raises:
         BaseModelError: no such family.
     """
     known = [(f.gguf, f) for f in map(family, sorted(_MODULES)) if f.gguf is not None]
-    fitting = [(form, f) for form, f in known if form.architecture == architecture]
-    for form, found in fitting:
-        if len(fitting) == 1 or form.mixture == bool(experts):
+    fitting = [(form.told_by, f) for form, f in known if form.architecture == architecture]
+    for told_by, found in fitting:
+        if told_by is not None and metadata.get(told_by):
+            return found
+    for told_by, found in fitting:
+        if told_by is None:
             return found
     names = ", ".join(sorted({form.architecture for form, _ in known}))
     raise BaseModelError(f"general.architecture {architecture!r} is not supported in GGUF; supported are {names}")

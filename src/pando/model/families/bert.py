@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from pando.model.config import HeadConfig, LayerConfig, ModelConfig, NormConfig
-from pando.model.families import Family
+from pando.model.families import Family, Gguf
 from pando.model.families.decoder import finish, names, read_shape, write_decoder
+from pando.model.families.decoder_gguf import read_gguf_as_hf
 from pando.model.families.reading import Switches
 
 SITES = {
@@ -29,6 +30,22 @@ _EMBEDDINGS = {
     "positions": "position_embeddings",
     "token_types": "token_type_embeddings",
     "embed_norm": "LayerNorm",
+}
+_GGUF_SITES = {
+    "attention.q": "attn_q",
+    "attention.k": "attn_k",
+    "attention.v": "attn_v",
+    "attention.o": "attn_output",
+    "attention_post_norm": "attn_output_norm",
+    "mlp.up": "ffn_up",
+    "mlp.down": "ffn_down",
+    "mlp_post_norm": "layer_output_norm",
+}
+_GGUF_ENDS = {
+    "embed": "token_embd",
+    "positions": "position_embd",
+    "token_types": "token_types",
+    "embed_norm": "token_embd_norm",
 }
 _HEAD = {
     "head_dense": "cls.predictions.transform.dense",
@@ -109,6 +126,16 @@ def encoder_names(config: ModelConfig, prefix: str, head: dict[str, str], bias: 
         yield "head_bias", bias
 
 
+def _gguf_config(switches: Switches) -> ModelConfig:
+    """A bare model; the activation is not said there. RoBERTa's are of this kind too, their positions from 0."""
+    switches.only("attention.causal", False)
+    hf = read_gguf_as_hf(switches, "bert", architectures=["BertModel"], type_vocab_size=switches.integer("token_types"))
+    for other in ("num_key_value_heads", "head_dim"):
+        hf.pop(other)
+    hf["layer_norm_eps"] = hf.pop("rms_norm_eps")
+    return read_encoder(encoder_switches(hf), "bert", hf)
+
+
 FAMILY = Family(
     name="bert",
     group="encoder",
@@ -120,6 +147,7 @@ FAMILY = Family(
         _HEAD | {"unembed": "cls.predictions.decoder"},
         "cls.predictions.bias" if config.tied else "cls.predictions.decoder.bias",
     ),
+    gguf=Gguf("bert", _gguf_config, None, lambda config: names(config, _GGUF_SITES, _GGUF_ENDS, "blk.{}")),
     prefix="bert.",
     renamed=renamed,
     ignored=(

@@ -79,18 +79,19 @@ def paired_heads(config: ModelConfig) -> dict[str, int]:
     return {"attention.q": attention.heads, "attention.k": attention.kv_heads}
 
 
-def read_gguf_as_hf(switches: Switches, kind: str, **more: Any) -> dict[str, Any]:
+def read_gguf_as_hf(switches: Switches, kind: str, rope_dim: int | None = None, **more: Any) -> dict[str, Any]:
     """The metadata of a GGUF file under the names of Hugging Face's config.json, for the family's own reader.
 
     Args:
         kind: `model_type`. more: the family's own switches.
+        rope_dim: how much of each head has positions, where that is not all.
     """
     d_model, heads = switches.integer("embedding_length"), switches.integer("attention.head_count")
     rms = "attention.layer_norm_rms_epsilon"
     eps = switches.number(rms if switches.has(rms) else "attention.layer_norm_epsilon")
     head_dim = switches.integer("attention.key_length", d_model // heads)
     switches.only("attention.value_length", head_dim)
-    switches.only("rope.dimension_count", head_dim)
+    switches.only("rope.dimension_count", head_dim if rope_dim is None else rope_dim)
     switches.only("rope.scaling.type", "none")
     rope = {"rope_theta": switches.number("rope.freq_base")} if switches.has("rope.freq_base") else {}
     found = {

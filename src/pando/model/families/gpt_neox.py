@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from pando.model.config import LayerConfig, ModelConfig, NormConfig
-from pando.model.families import Family, Packed
+from pando.model.families import Family, Gguf, Packed
 from pando.model.families.decoder import finish, names, packed, read_shape, write_decoder
+from pando.model.families.decoder_gguf import gguf_sites, read_gguf_as_hf
 from pando.model.families.reading import Switches, read_rope
 
 _SITES = {
@@ -61,6 +62,24 @@ def _hf_config(config: ModelConfig) -> dict[str, Any]:
     return written
 
 
+def _gguf_config(switches: Switches) -> ModelConfig:
+    """The activation is not said there."""
+    turned = switches.integer("rope.dimension_count")
+    hf = read_gguf_as_hf(switches, "gpt_neox", turned)
+    del hf["num_key_value_heads"]
+    hf["rotary_pct"] = turned / hf.pop("head_dim")
+    hf["layer_norm_eps"] = hf.pop("rms_norm_eps")
+    return _config(hf | {"use_parallel_residual": switches.flag("use_parallel_residual", True)})
+
+
+def _gguf_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    return gguf_sites(config, {}, _FUSED["attention.query_key_value"])
+
+
+def _gguf_packed(config: ModelConfig) -> Iterator[Packed]:
+    return packed(config, "blk.{}", {"attn_qkv": _FUSED["attention.query_key_value"]})
+
+
 def _packed(config: ModelConfig) -> Iterator[Packed]:
     return packed(config, _LAYERS, _FUSED, heads=config.layers[0].attention.heads)
 
@@ -71,5 +90,6 @@ FAMILY = Family(
     hf_config=_hf_config,
     keys=lambda config: names(config, _SITES, _ENDS, _LAYERS),
     packed=_packed,
+    gguf=Gguf("gptneox", _gguf_config, None, _gguf_names, _gguf_packed),
     ignored=(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
 )

@@ -76,6 +76,6 @@ FAMILY = Family(
         None,
         gguf_moe_names,
         paired=paired_heads,
-        mixture=True,
+        told_by="expert_count",
     ),
 )

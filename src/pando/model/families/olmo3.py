@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from pando.model.config import LayerConfig, ModelConfig, NormConfig
-from pando.model.families import Family
+from pando.model.families import Family, Gguf
 from pando.model.families.decoder import (
     FULL,
     SLIDING,
@@ -19,6 +19,7 @@ from pando.model.families.decoder import (
     write_ropes,
     write_windows,
 )
+from pando.model.families.decoder_gguf import GGUF_AFTER, gguf_sites, read_gguf_as_hf
 from pando.model.families.olmo2 import olmo_names
 from pando.model.families.reading import Switches, read_ropes
 
@@ -45,4 +46,13 @@ def _hf_config(config: ModelConfig) -> dict[str, Any]:
     return written | write_windows(config) | write_ropes(config)
 
 
-FAMILY = Family(name="olmo3", config=_config, hf_config=_hf_config, keys=olmo_names)
+def _gguf_config(switches: Switches) -> ModelConfig:
+    hf = read_gguf_as_hf(switches, "olmo3")
+    slides = switches.each("attention.sliding_window_pattern", True, False)
+    return _config(hf | {"layer_types": [SLIDING if one else FULL for one in slides]} if slides else hf)
+
+
+_GGUF = Gguf(
+    "olmo2", _gguf_config, None, lambda config: gguf_sites(config, GGUF_AFTER), told_by="attention.sliding_window"
+)
+FAMILY = Family(name="olmo3", config=_config, hf_config=_hf_config, keys=olmo_names, gguf=_GGUF)

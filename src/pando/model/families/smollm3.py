@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from pando.model.config import LayerConfig, MlpConfig, ModelConfig, NormConfig
-from pando.model.families import Family
+from pando.model.families import Family, Gguf
 from pando.model.families.decoder import finish, hf_names, read_shape, read_windows, write_decoder, write_windows
+from pando.model.families.decoder_gguf import gguf_names, paired_heads, read_gguf_as_hf
 from pando.model.families.reading import Switches, read_rope
 
 _THETA, _INTERVAL = 2_000_000.0, 4
@@ -53,4 +54,10 @@ def _hf_config(config: ModelConfig) -> dict[str, Any]:
     return write_decoder(config, "SmolLM3ForCausalLM", **switches) | write_windows(config)
 
 
-FAMILY = Family(name="smollm3", config=_config, hf_config=_hf_config, keys=hf_names)
+FAMILY = Family(
+    name="smollm3",
+    config=_config,
+    hf_config=_hf_config,
+    keys=hf_names,
+    gguf=Gguf("smollm3", lambda s: _config(read_gguf_as_hf(s, "smollm3")), None, gguf_names, paired=paired_heads),
+)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from pando.model.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig, NormConfig, RelativeConfig
-from pando.model.families import Family
+from pando.model.families import Family, Gguf
 from pando.model.families.decoder import Shape, names
 from pando.model.families.reading import Switches
 
@@ -112,6 +112,47 @@ def _keys(config: ModelConfig) -> Iterator[tuple[str, str]]:
             yield ours + name, key
 
 
+def _gguf_config(switches: Switches) -> ModelConfig:
+    """How far the last bucket reaches is not said there."""
+    switches.ignore("attention.layer_norm_epsilon")  # said once more
+    head_dim = switches.integer("attention.key_length")
+    switches.only("attention.value_length", head_dim)
+    depth = switches.integer("block_count")
+    return _config(
+        {
+            "model_type": "t5",
+            "vocab_size": switches.integer("vocab_size"),
+            "d_model": switches.integer("embedding_length"),
+            "d_kv": head_dim,
+            "d_ff": switches.integer("feed_forward_length"),
+            "num_layers": depth,
+            "num_decoder_layers": switches.integer("decoder_block_count", depth),
+            "num_heads": switches.integer("attention.head_count"),
+            "relative_attention_num_buckets": switches.integer("attention.relative_buckets_count"),
+            "feed_forward_proj": "gated-gelu" if switches.flag("gated", False) else "relu",
+            "is_gated_act": switches.flag("gated", False),
+            "layer_norm_epsilon": switches.number("attention.layer_norm_rms_epsilon"),
+            "n_positions": switches.integer("context_length"),
+            "tie_word_embeddings": switches.flag("tied", False),
+            "decoder_start_token_id": switches.token("decoder_start_token_id"),
+        }
+    )
+
+
+def _gguf_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    assert config.encoder is not None
+    yield "embed.weight", "token_embd.weight"
+    if not config.tied:
+        yield "unembed.weight", "output.weight"
+    sites = {f"attention.{part}": f"attn_{part}" for part in "qkvo"} | {"attention_norm": "attn_norm"}
+    sites |= {f"cross.{part}": f"cross_attn_{part}" for part in "qkvo"} | {"cross_norm": "cross_attn_norm"}
+    sites |= {f"mlp.{part}": f"ffn_{part}" for part in ("gate", "up", "down")} | {"mlp_norm": "ffn_norm"}
+    for stack, ours, theirs in ((config.encoder, "encoder.", "enc"), (config, "", "dec")):
+        ends = {"relative": f"{theirs}.blk.0.attn_rel_b", "norm": f"{theirs}.output_norm"}
+        for name, key in names(stack, sites, ends, theirs + ".blk.{}"):
+            yield ours + name, key
+
+
 def _fresh(shape: Shape, theta: float, more: Mapping[str, Any]) -> ModelConfig:
     """T5 1.1: gated, a head of its own, scores as they are; it has no rotary positions."""
     cross = shape.attention(None, scale=1.0)
@@ -132,5 +173,12 @@ FAMILY = Family(
     hf_config=_hf_config,
     keys=_keys,
     ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
+    gguf=Gguf(
+        "t5",
+        _gguf_config,
+        None,
+        _gguf_names,
+        ignored=(r"dec\.blk\.0\.cross_attn_rel_b\.weight",),
+    ),
     copies=(r"(encoder|decoder)\.embed_tokens\.weight",),
 )
