@@ -22,7 +22,7 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from check_openai import BASE, KEY, make_skins, serving
+from serving import BASE, KEY, make_skins, serving
 
 SECONDS = 120.0
 CALLERS, QUEUE = 40, 4
