@@ -1,6 +1,7 @@
 """The deepseek_v2 family (DeepSeek-V2, -V2-Lite, -Coder-V2): latent attention, shared and routed experts.
 
-Paper: arXiv 2405.04434. Not covered: experts in some later layers only (`moe_layer_freq`), dropout, quantised weights.
+Paper: arXiv 2405.04434. Not covered: experts in some later layers only (`moe_layer_freq`), adapters on `kv_b_proj`,
+dropout, quantised weights.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The deepseek_v3 family (DeepSeek-V3, -R1): DeepSeek-V2 with experts scored one by one and balanced by a bias.
 
-Paper: arXiv 2412.19437. Not covered: the layers that predict further tokens (their weights are left out), fp8 weights,
-dropout.
+Paper: arXiv 2412.19437. Not covered: the layers that predict further tokens (their weights are left out), adapters on
+`kv_b_proj`, fp8 weights, dropout.
 """
 
 from __future__ import annotations

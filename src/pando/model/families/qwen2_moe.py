@@ -1,6 +1,6 @@
 """The qwen2_moe family (Qwen1.5-MoE, Qwen2-57B-A14B): Qwen2 with experts, and a shared one behind a gate.
 
-Paper: arXiv 2407.10671. Not covered: sliding windows, dropout, quantised weights.
+Paper: arXiv 2407.10671. Not covered: sliding windows, adapters on `shared_expert_gate`, dropout, quantised weights.
 """
 
 from __future__ import annotations
