@@ -95,6 +95,8 @@ def main() -> int:
     subprocess.run(build, check=True)
     if not (work / "killed").exists():
         pretrain(work, kill_after=300)
+        if not list((work / "run" / "checkpoints").glob("step-*")):
+            raise SystemExit("it was killed before its first checkpoint")
         (work / "killed").touch()
     pretrain(work)
     import pando
@@ -106,6 +108,8 @@ def main() -> int:
     apart = opens(work / "run" / "model")
     faults = ["not below 1.9"] * (found.base >= MOST_BITS) + ["not below gzip"] * (found.base >= found.gzip)
     faults += ["too few files"] * (len(found.files) < LEAST_FILES) + ["logits differ"] * (apart > CLOSE)
+    sessions = [record["step"] for record in records if record["kind"] == "start"]
+    faults += ["did not go on from a checkpoint"] * (not any(sessions))
     faults += ["trained for longer"] * (minutes > MOST_MINUTES)
     print("; ".join([f"{found}; {minutes:.1f} minutes of training, killed once, logits {apart:.1e} apart", *faults]))
     return int(bool(faults))

@@ -59,7 +59,7 @@ def document_bits(model: Any, texts: Sequence[str]) -> list[float]:
     """Bits of each text after the token that ends documents, in windows that see half a context of what is before."""
     tokenizer, length = model.base.tokenizer, model.context_length
     end = tokenizer.raw.token_to_id(tokenizer.specials["eos_token"])
-    return [_bits(model, [end, *tokenizer.encode(text)], length) for text in texts]
+    return [_bits(model, [end, *tokenizer.raw.encode(text, add_special_tokens=False).ids], length) for text in texts]
 
 
 def _bits(model: Any, ids: list[int], length: int) -> float:

@@ -24,7 +24,7 @@ from pando.train.config import build
 from pando.train.configfile import read_config
 from pando.train.dial import model_config
 from pando.train.log import losses, read_log
-from pando.train.loop import Outcome, pretrain
+from pando.train.loop import Outcome, note_billed, pretrain
 from pando.train.parallel import Place, joined
 from pando.train.prepare import Money, foresee, prepare
 from pando.train.shards import Shards, open_shards
@@ -117,7 +117,13 @@ def test_a_run_learns_and_leaves_a_base_that_opens(config: Path, shards: Shards,
     with pytest.raises(PandoError, match="holds a run already: add --resume"):
         _run(config, shards, tmp_path / "run")
     again = _run(config, shards, tmp_path / "run", resume=True)
-    assert again.finished and again.session_tokens == 0 and again.unbilled < 0.5 * done.seconds
+    assert again.finished and again.session_tokens == 0 and again.unbilled > 0.5 * done.seconds  # nobody noted a bill
+    note_billed(again)
+    billed = _run(config, shards, tmp_path / "run", resume=True)
+    assert billed.closed and billed.unbilled_tokens == 0 and billed.unbilled < 0.5 * done.seconds
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(PandoError, match=r"checkpoints of the run in .* are gone"):
+        _run(config, shards, tmp_path / "run", resume=True)
 
 
 def test_a_run_by_size_and_budget_is_gone_on_with(config: Path, shards: Shards, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def command(
 
     from pando.settings import load_settings
     from pando.train.configfile import read_config
-    from pando.train.loop import pretrain
+    from pando.train.loop import note_billed, pretrain
     from pando.train.parallel import joined
     from pando.train.prepare import Money, foresee, prepare
     from pando.train.shards import open_shards
@@ -60,7 +60,9 @@ def command(
         hooks = _Hooks(shards, _answers(given))
         outcome = pretrain(config, shards, folder, place, money, resume=resume, hooks=hooks, quiet=as_json)
         if place.first:
-            _bill(outcome, shards, money.usd(outcome.unbilled))
+            if not outcome.closed:
+                _bill(outcome, shards, money.usd(outcome.unbilled))
+                note_billed(outcome)
             _print_outcome(outcome, as_json)
     if not outcome.finished:
         raise typer.Exit(130)
@@ -87,7 +89,7 @@ class _Hooks:
             raw = engine.base.tokenizer.raw
             requests = [
                 GenerateRequest(
-                    prompt=self._prompt(raw.encode(prompt, add_special_tokens=False).ids, model),
+                    prompt=self._prompt(raw.encode(prompt, add_special_tokens=False).ids, model, config),
                     max_tokens=config.watch.sample_tokens,
                     temperature=0.8,
                     top_p=0.95,
@@ -103,12 +105,13 @@ class _Hooks:
     def evaluate(self, model: Transformer, config: PretrainConfig) -> Mapping[str, float]:
         """The share of minimal pairs that it tells apart, for each kind and in all; bits per byte of right answers."""
         from pando.evaluate.small import gold_bits, pair_shares
+        from pando.train.trainer import beginning
 
         engine = self._engine(model)
         try:
             if not engine.capabilities.score:
                 return {}
-            pairs = pair_shares(engine, context=[self.shards.end]) if model.config.causal else {}
+            pairs = pair_shares(engine, context=[beginning(config, self.shards)]) if model.config.causal else {}
             found = {kind: one.share for kind, one in pairs.items()}
             if self.answers:
                 found["answer_bits_per_byte"] = gold_bits(engine, self.answers).per_byte
@@ -116,9 +119,11 @@ class _Hooks:
         finally:
             engine.close()
 
-    def _prompt(self, tokens: list[int], model: Transformer) -> list[int]:
+    def _prompt(self, tokens: list[int], model: Transformer, config: PretrainConfig) -> list[int]:
         """A prompt as documents are read in training: after the end of another one, or by an encoder to its own."""
-        return [self.shards.end, *tokens] if model.config.causal else [*tokens, self.shards.end]
+        from pando.train.trainer import beginning
+
+        return [beginning(config, self.shards), *tokens] if model.config.causal else [*tokens, self.shards.end]
 
     def _engine(self, model: Transformer) -> Any:
         import torch
@@ -182,7 +187,7 @@ def _bill(outcome: Outcome, shards: Shards, usd: float) -> None:
         ledger.record(
             "pretrain",
             base=base,
-            usage=Usage(prompt_tokens=outcome.session_tokens),
+            usage=Usage(prompt_tokens=outcome.unbilled_tokens),
             seconds={"compute": outcome.unbilled},
             usd=usd,
             detail=detail,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _SPECIALS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 MASK, SENTINEL = "<|mask|>", "<|sentinel_{}|>"  # as tokenizers that are trained here have them
+MASKS = (MASK, "[MASK]", "<mask>")  # ours, BERT's, RoBERTa's
 SENTINELS = ("<extra_id_{}>", SENTINEL)  # of T5, and ours
 _WINDOW = 16  # tokens that a stream looks back
 _BROKEN = "\ufffd"  # what bytes that are not (yet) a character decode to
@@ -120,6 +121,11 @@ class Tokenizer:
             return plain_chat(messages, add_generation_prompt)
         text = self._template.render(messages, add_generation_prompt)
         return text.removeprefix(self.specials["bos_token"]) if self._adds_bos else text
+
+    @property
+    def begins(self) -> int | None:
+        """The token that is put before every text, if there is one."""
+        return self.bos_id if self._adds_bos else None
 
     @property
     def mask(self) -> str | None:

@@ -24,7 +24,7 @@ def forecast_lines(said: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     far = "; far outside of the sizes that the rule was fitted to" if said["extrapolated"] else ""
     bits, low, high = (said[f"bits_per_byte{end}"] for end in ("", "_low", "_high"))
     if bits is None:
-        yield "loss", "not known: no rule says it of a run that goes on from a base, or of an encoder"
+        yield "loss", "not known: no rule says it of a run that goes on from a base, or learns by no causal objective"
     elif low < high:
         yield "loss", f"about {bits:.2f} bits per byte, probably {low:.2f} to {high:.2f}{far}"
     else:

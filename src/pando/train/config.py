@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pando.model.config import InitConfig
+from pando.model.config import InitConfig, ModelConfig
 from pando.train.optim import OptimConfig
 
 FORMAT = 1
@@ -190,6 +190,11 @@ class PretrainConfig:
         """As the file has it, without what was not given."""
         own = ("model", "init") if self.base is not None else ()
         return {"format_version": FORMAT, **{key: v for key, v in _plain(self).items() if key not in own}}
+
+
+def learns_causally(config: PretrainConfig, model: ModelConfig) -> bool:
+    """Whether bits per byte say something of the run: the model sees the past alone, and learns to go on from it."""
+    return model.causal and not {"causal", "fim"}.isdisjoint(config.objectives)
 
 
 # What may change between two halves of one run without making it another run.

@@ -206,6 +206,8 @@ def _experts(given: Given, found: Family) -> None:
         return
     if found.mixture is None:
         raise given.wrong("model.experts", f"a {found.name} has none")
+    if found.mixture == found.name and not shape.shared_experts:
+        raise given.wrong("model.shared_experts", f"a {found.name} has at least one: write 1")
     if shape.top_k > shape.experts:
         raise given.wrong("model.top_k", f"is more than model.experts, {shape.experts}")
     each = shape.experts // shape.groups

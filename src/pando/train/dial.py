@@ -168,13 +168,15 @@ def _shape(given: Given, vocab_size: int, wanted: float) -> ShapeConfig:
     best: tuple[float, ShapeConfig] | None = None
     depths = [values["model.depth"]] if "model.depth" in values else list(range(2, 97))
     widths = [values["model.width"]] if "model.width" in values else list(range(_HEAD, 12_289, _HEAD))
+    plain = values.get("model.dense_layers", 0) if values.get("model.experts") else 0
+    depths = [depth for depth in depths if depth > plain] or depths[-1:]
     for width in widths:
-        one, two = (_parameters(_heads(values, depth, width), vocab_size) for depth in (1, 2))
+        one, two = (_parameters(_heads(values, plain + depth, width), vocab_size) for depth in (1, 2))
         for depth in depths:
             stretch = abs(math.log(width / (64 * depth)))
             if stretch > math.log(1.7) and len(widths) > 1 and len(depths) > 1:
                 continue
-            off = abs(math.log((one + (depth - 1) * (two - one)) / wanted)) + 0.15 * stretch
+            off = abs(math.log((one + max(0, depth - plain - 1) * (two - one)) / wanted)) + 0.15 * stretch
             if best is None or off < best[0]:
                 best = (off, _heads(values, depth, width))
     assert best is not None

@@ -1,7 +1,8 @@
 """A whole run: resolve, train, look, keep, go on after whatever happened, and leave a base model behind.
 
 DIR/config.yaml      every value, with where it comes from; a pretrain.yaml itself
-DIR/run.json         what the run was made for, its forecast, its seconds
+DIR/run.json         what the run was made for, its forecast
+DIR/billed.json      what of it the ledger has
 DIR/log.jsonl        what happened (pando.train.log)
 DIR/checkpoints/     where to go on (pando.train.checkpoint)
 DIR/model/           the base model: a Hugging Face folder
@@ -30,14 +31,14 @@ from pando.train.config import PretrainConfig, build, changes, flat
 from pando.train.configfile import Given, read_config, write_config
 from pando.train.dial import model_config, train_flops
 from pando.train.finish import leave_base
-from pando.train.log import NAME, Log, Watcher
+from pando.train.log import NAME, Log, Watcher, read_log
 from pando.train.parallel import Place, gathered
 from pando.train.prepare import Money, foresee, prepare
 from pando.train.shards import Shards
 from pando.train.trainer import Step, Trainer
 
 FORMAT = 1
-RUN = "run.json"
+RUN, BILLED = "run.json", "billed.json"
 
 
 class Hooks(Protocol):
@@ -58,8 +59,10 @@ class Outcome:
 
     Attributes:
         finished: every step was made and the base model is in `folder / "model"`.
-        steps, tokens: made in all; `session_tokens` of them in this session.
+        steps, tokens: made in all; `session_tokens` of them in this session, and `unbilled_tokens` that no ledger line
+            has yet.
         seconds: spent in all, and `unbilled` of them that no ledger line has yet.
+        closed: whether the ledger has the run as a finished one.
         validation: the last one, or {}.
         forecast: what was said before, or {}.
     """
@@ -69,8 +72,10 @@ class Outcome:
     steps: int
     tokens: int
     session_tokens: int
+    unbilled_tokens: int
     seconds: float
     unbilled: float
+    closed: bool
     validation: dict[str, Any]
     forecast: dict[str, Any]
     actual: dict[str, Any]
@@ -110,7 +115,7 @@ class _Run:
         self.folder, self.config, self.place, self.money, self.facts = folder, config, place, money, facts
         self.shards = shards
         self.model_config: ModelConfig = model_config(config, shards.vocab_size, shards.end)
-        self.seconds = self.billed = 0.0
+        self.seconds, self.billed = 0.0, billed(folder)
         self.validation: dict[str, Any] = {}
         self.log: Log | None = None
         self.watcher: Watcher | None = None
@@ -125,6 +130,8 @@ class _Run:
         start = checkpoint.newest(folder / "checkpoints") if found else None
         if found and not resume and (start or (folder / "model").exists()):
             raise PandoError(f"{folder} holds a run already: add --resume to go on with it, or name another --out")
+        if found and resume and start is None and _was_kept(folder):
+            raise PandoError(f"the checkpoints of the run in {folder} are gone: put them back, or name another --out")
         if found and resume:
             config = _same_run(given, found, folder, shards)
             run = cls(folder, config, shards, place, money, found)
@@ -152,8 +159,8 @@ class _Run:
             self.trainer.load_state_dict(found["trainer"])
             checkpoint.load(start, self.trainer.tensors(), self.place)
             checkpoint.restore_random_state(found["random"])
-            self.seconds, self.billed = found["seconds"], found["billed"]
-            self.validation = found["validation"]
+            self.seconds, self.validation = found["seconds"], found["validation"]
+        self.billed = billed(self.folder)
         self.first_step = self.trainer.steps_made
         self._saved = self._clock = time.perf_counter()
         self._ends = plan.peak(self.place.device, self.trainer.number) if self.place.first else None
@@ -173,7 +180,9 @@ class _Run:
         prompt = self.place.device.type == "cpu"
         with self._stoppable():
             if self.config.base is not None and self.trainer.steps_made == 0:
+                started = time.perf_counter()
                 self._validate(0)  # what it is gone on from
+                self.seconds += time.perf_counter() - started
             self._clock = time.perf_counter()
             while self.trainer.steps_made < self.config.steps:
                 step = self.trainer.step()
@@ -191,7 +200,7 @@ class _Run:
                 if look:
                     self._look(made, last, hooks)
                 if last or stopping or due:
-                    self._save(made, closing=last or stopping)
+                    self._save(made)
                 if stopping and not last:
                     return self._outcome(False)
                 self._clock = time.perf_counter()
@@ -235,14 +244,14 @@ class _Run:
         evaluate = last or (watch.evaluate and made % watch.evaluate == 0)
         if hooks is not None and (sample or evaluate):
             model = gathered(self.trainer.model, self.place)
-            if model is not None and sample:
-                texts = hooks.samples(model, self.config)
-                if texts:
+            try:
+                if model is not None and sample and (texts := hooks.samples(model, self.config)):
                     self._tell("sample", made, {"texts": texts})
-            if model is not None and evaluate:
-                scores = dict(hooks.evaluate(model, self.config))
-                if scores:
+                if model is not None and evaluate and (scores := dict(hooks.evaluate(model, self.config))):
                     self._tell("evaluation", made, {"scores": scores})
+            except PandoError as error:  # a prompt that is too long, say: no reason to lose the run
+                if self.watcher is not None:
+                    self.watcher.say(f"step {made:,}: looking failed: {error}")
             self.place.meet()
         self.seconds += time.perf_counter() - started
 
@@ -256,8 +265,8 @@ class _Run:
         if self.log is not None:
             self.log.write(kind, made, **values)
 
-    def _save(self, made: int, closing: bool) -> None:
-        """Writes a checkpoint. At the end of a session what was spent is billed by whoever asked for the run."""
+    def _save(self, made: int) -> None:
+        """Writes a checkpoint."""
         started = time.perf_counter()
         self._saved = started
         facts = {
@@ -265,7 +274,6 @@ class _Run:
             "trainer": self.trainer.state_dict(),
             "random": checkpoint.random_state(),
             "seconds": self.seconds,
-            "billed": self.seconds if closing else self.billed,
             "validation": self.validation,
             "world": self.place.world,
             "torch": torch.__version__,
@@ -286,8 +294,6 @@ class _Run:
         self.place.meet()
 
     def _actual(self) -> dict[str, Any]:
-        from pando.train.log import read_log
-
         steps = [r["seconds"] for r in read_log(self.folder / NAME) if r["kind"] == "step"]
         return {
             "steps": self.trainer.steps_made,
@@ -311,8 +317,10 @@ class _Run:
             steps=made,
             tokens=tokens,
             session_tokens=(made - self.first_step) * self.config.rows * self.config.sequence,
+            unbilled_tokens=max(0, tokens - self.billed["tokens"]),
             seconds=self.seconds,
-            unbilled=self.seconds - self.billed,
+            unbilled=max(0.0, self.seconds - self.billed["seconds"]),
+            closed=self.billed["finished"],
             validation=self.validation,
             forecast=forecast,
             actual=actual,
@@ -344,6 +352,26 @@ class _Run:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
+
+
+def billed(folder: Path) -> dict[str, Any]:
+    """What of a run is in the ledger: seconds, tokens, and whether it is as a finished one."""
+    try:
+        found: dict[str, Any] = json.loads((folder / BILLED).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {"seconds": 0.0, "tokens": 0, "finished": False}
+    return found
+
+
+def note_billed(outcome: Outcome) -> None:
+    """Notes that all of it is in the ledger now."""
+    noted = {"seconds": outcome.seconds, "tokens": outcome.tokens, "finished": outcome.finished}
+    atomic_write(outcome.folder / BILLED, json.dumps(noted))
+
+
+def _was_kept(folder: Path) -> bool:
+    """Whether the run once had a checkpoint."""
+    return (folder / "model").exists() or any(one["kind"] == "checkpoint" for one in read_log(folder / NAME))
 
 
 def _base_hash(config: PretrainConfig) -> str | None:

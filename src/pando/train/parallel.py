@@ -126,11 +126,13 @@ def lay_out(
         compiled: blocks are compiled one by one (they share one compilation).
         recompute: the activations of a block are computed again in the backward pass.
     """
-    reference = Transformer(config)
     if base is None:
+        reference = Transformer(config)
         reference.initialise(seed)
     else:
-        reference.load_state_dict(open_base(base).module().state_dict())
+        reference = open_base(base).module()
+        for name, parameter in reference.named_parameters():
+            parameter.requires_grad_(not name.endswith("router.bias"))  # which balancing moves
     if place.world == 1:
         model = reference.to(place.device)
     else:

@@ -5,6 +5,7 @@ real model on real rows are timed; nothing is written.
 from __future__ import annotations
 
 import math
+import re
 import resource
 import shutil
 import statistics
@@ -18,7 +19,7 @@ import torch
 
 from pando.errors import PandoError
 from pando.model.config import ModelConfig
-from pando.train.config import PretrainConfig
+from pando.train.config import PretrainConfig, learns_causally
 from pando.train.dial import CorpusFacts, train_flops
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Speed:
 @dataclass(frozen=True)
 class Forecast:
     """What a run will take. Bits per byte are of the corpus's text, with the low and high end of what to expect; None
-    where no rule says them: of a run that goes on from a base, and of an encoder.
+    where no rule says them: of a run that goes on from a base, or does not learn to go on from the past.
 
     Attributes:
         extrapolated: the model is smaller or larger than those that the rule was fitted to.
@@ -87,7 +88,7 @@ def forecast(
     middle: float | None = None
     low: float | None = None
     high: float | None = None
-    if config.base is None and model.causal:
+    if config.base is None and learns_causally(config, model):
         bits = expected_bits(model, min(tokens, 16 * corpus.tokens))  # beyond, repeating teaches nothing (2305.16264)
         untrained = math.log2(corpus.vocab_size) / max(1e-9, corpus.bytes_per_token)
         middle, low, high = (min(one, untrained) for one in bits)
@@ -166,7 +167,7 @@ def peak(device: torch.device, number: torch.dtype) -> float | None:
         if number != torch.bfloat16:
             return None
         name = torch.cuda.get_device_name(device)
-        return next((flops for part, flops in PEAKS.items() if part in name), None)
+        return next((flops for part, flops in PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
     if device.type == "cpu":
         return max(product_flops(device, number, size) for size in (1024, 2048))
     return None

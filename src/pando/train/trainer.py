@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pando.model.base import open_base
 from pando.model.config import ModelConfig
-from pando.train.config import PretrainConfig
+from pando.train.config import PretrainConfig, learns_causally
 from pando.train.loss import batch_loss
 from pando.train.objectives import Mixture, make_mixture
 from pando.train.optim import Guard, build_optimiser, rate_scale
@@ -32,6 +34,7 @@ class Step:
         step: how many were made before it.
         scale: what the peak rates were multiplied by.
         slots, targets: of the whole step, over all ranks.
+        samples: CRC-32 of the tokens that were read, over all ranks: the same samples have the same.
         numbers: [3 + 2 * names] loss (nats a target), gradient norm, whether it was kept, then each objective's nats
             and targets.
         loads: how many tokens each expert got, [layers with experts, experts], or None.
@@ -41,6 +44,7 @@ class Step:
     scale: float
     slots: int
     targets: int
+    samples: int
     numbers: Tensor
     names: tuple[str, ...]
     loads: Tensor | None = None
@@ -57,9 +61,17 @@ class Step:
             "scale": self.scale,
             "slots": self.slots,
             "targets": self.targets,
+            "samples": f"{self.samples:08x}",
             "parts": parts,
             **({} if self.loads is None else {"experts": routing_facts(self.loads.cpu())}),
         }
+
+
+def beginning(config: PretrainConfig, shards: Shards) -> int:
+    """The token that documents are read after: the one that a base's tokenizer puts before texts, else the one that
+    ends documents."""
+    begin = None if config.base is None else open_base(config.base).tokenizer.begins
+    return shards.end if begin is None else begin
 
 
 class Trainer:
@@ -80,7 +92,8 @@ class Trainer:
         self.config, self.place, self.shards = config, place, shards
         self.steps_made = 0
         self.number: torch.dtype = getattr(torch, config.machine.number)
-        self.mixture = make_mixture(config.objectives, shards, None if model.encoder is None else model.start_token)
+        start = None if model.encoder is None else model.start_token
+        self.mixture = make_mixture(config.objectives, shards, start, beginning(config, shards))
         self.stream = Stream(shards, self.mixture, config.sequence, config.rows, config.seed)
         self._share = place.share(config.rows)
         compiled = config.machine.compile == "on"
@@ -132,7 +145,9 @@ class Trainer:
             shift_biases(self.model, loads, keep)
         numbers = torch.cat((torch.stack((mean, norm, keep)), sums[1:]))
         self.steps_made += 1
-        return Step(self.steps_made - 1, scale, whole.tokens.numel(), whole.weight, numbers, self._names, loads)
+        samples = zlib.crc32(whole.tokens.numpy().tobytes())
+        slots, targets = whole.tokens.numel(), whole.weight
+        return Step(self.steps_made - 1, scale, slots, targets, samples, numbers, self._names, loads)
 
     def products(self) -> contextlib.AbstractContextManager[Any]:
         """Products in `number`."""
@@ -174,10 +189,10 @@ class Trainer:
         chosen = _by_source(self.shards, most_tokens)
         found: dict[str, Any] = {"objectives": self._mean_losses([d for part in chosen.values() for d in part])}
         found |= {"sources": {}, "bits_per_byte": None}
-        if not self.model.config.causal:
+        if not learns_causally(self.config, self.model.config):
             settle(self.model)
             return found
-        causal = make_mixture({"causal": 1.0}, self.shards)
+        causal = make_mixture({"causal": 1.0}, self.shards, begin=beginning(self.config, self.shards))
         nats, size = 0.0, 0
         for name, documents in chosen.items():
             lost = self._losses(documents, causal).get("causal", (0.0, 0.0))[0]

@@ -87,7 +87,10 @@ class Mixture:
 
 
 def make_mixture(
-    settings: Mapping[str, float | Mapping[str, Any]], shards: Shards, start: int | None = None
+    settings: Mapping[str, float | Mapping[str, Any]],
+    shards: Shards,
+    start: int | None = None,
+    begin: int | None = None,
 ) -> Mixture:
     """The mixture that a config describes.
 
@@ -95,6 +98,7 @@ def make_mixture(
         settings: objective -> weight, or -> {"weight": ..., "sources": [names], and options of the objective}.
         shards: the corpus, for its tokenizer, end token and sources.
         start: see `Mixture`.
+        begin: what documents are read after by objectives that go from left to right; None: the end token.
 
     Raises:
         PandoError: no such objective, option or source, a weight that is not above 0, or a special token that is
@@ -106,11 +110,11 @@ def make_mixture(
     if not settings:
         raise PandoError("objectives: name at least one, such as causal: 1")
     plain = {name: dict(one) if isinstance(one, Mapping) else {"weight": one} for name, one in settings.items()}
-    parts = [_part(name, dict(options), tokenizer, shards) for name, options in plain.items()]
+    parts = [_part(name, dict(options), tokenizer, shards, begin) for name, options in plain.items()]
     return Mixture(parts, content_hash([shards.hash, list(plain.items())]), start)
 
 
-def _part(name: str, options: dict[str, Any], tokenizer: Any, shards: Shards) -> Part:
+def _part(name: str, options: dict[str, Any], tokenizer: Any, shards: Shards, begin: int | None) -> Part:
     if name not in OBJECTIVES:
         raise PandoError(f"objectives: {name!r} is unknown; there are {', '.join(OBJECTIVES)}")
     kind = OBJECTIVES[name]
@@ -118,7 +122,8 @@ def _part(name: str, options: dict[str, Any], tokenizer: Any, shards: Shards) ->
     if type(weight) not in (int, float) or not 0 < weight < float("inf"):
         raise PandoError(f"objectives.{name}: weight is {weight!r}; expected a number above 0")
     sources = _sources(name, options.pop("sources", None), shards)
-    known = [p for p in inspect.signature(kind).parameters if p not in ("tokenizer", "end")]
+    asked = inspect.signature(kind).parameters
+    known = [p for p in asked if p not in ("tokenizer", "end", "begin")]
     for unknown in options.keys() - set(known):
         raise PandoError(
             f"objectives.{name}: no option {unknown!r}; there are {', '.join(['weight', 'sources', *known])}"
@@ -129,6 +134,8 @@ def _part(name: str, options: dict[str, Any], tokenizer: Any, shards: Shards) ->
             f"objectives.{name} needs the special token{'s' if len(missing) > 1 else ''} {some}, which "
             f"{Path(shards.folder, 'tokenizer.json')} lacks; train one with: pando tokenizer train"
         )
+    if "begin" in asked:
+        options["begin"] = begin
     return Part(kind(tokenizer, shards.end, **options), float(weight), sources)
 
 

@@ -33,11 +33,14 @@ class Fim:
     name = "fim"
     random = True
 
-    def __init__(self, tokenizer: Tokenizer, end: int, *, rate: float = 0.5, spm: float = 0.5) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, end: int, begin: int | None = None, *, rate: float = 0.5, spm: float = 0.5
+    ) -> None:
         for what, value in (("rate", rate), ("spm", spm)):
             if type(value) not in (int, float) or not 0 <= value <= 1:
                 raise PandoError(f"objectives.fim: {what} is {value!r}; expected a share from 0 to 1")
         self._end, self._rate, self._spm = end, rate, spm
+        self._begin = end if begin is None else begin
         self._marks = {mark: np.array([tokenizer.token_to_id(mark)], np.int32) for mark in MARKS}
 
     @staticmethod
@@ -48,7 +51,7 @@ class Fim:
         assert rng is not None
         fits = len(tokens) <= room < len(tokens) + len(MARKS)  # whole, but not with marks: it is not cut for them
         if rng.random() >= self._rate or fits or room <= len(MARKS) + 1:
-            return [shifted(tokens, self._end)]
+            return [shifted(tokens, self._begin)]
         body, size = tokens[:-1], room - len(MARKS) - 1  # each part ends with an end token of its own
         return [self._turned(body[i : i + size], rng) for i in range(0, max(1, len(body)), size)]
 
@@ -62,7 +65,7 @@ class Fim:
         else:
             order = [pre, prefix, suf, suffix, mid, middle]
             marks = [0, 1 + len(prefix), 2 + len(prefix) + len(suffix)]
-        made = shifted(np.concatenate([*order, np.array([self._end], np.int32)]), self._end)
+        made = shifted(np.concatenate([*order, np.array([self._end], np.int32)]), self._begin)
         targets = made.targets.copy()
         targets[marks] = IGNORE
         return Example(made.tokens, targets)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pando.errors import PandoError
 from pando.model.spelling import Spelling
-from pando.model.tokenizer import MASK
+from pando.model.tokenizer import MASK, MASKS
 from pando.train.example import IGNORE, Example
 
 if TYPE_CHECKING:
@@ -38,14 +38,14 @@ class Masked:
         if type(whole_words) is not bool:
             raise PandoError(f"objectives.masked: whole_words is {whole_words!r}; expected true or false")
         self._end, self._rate = end, rate
-        self._mask = int(tokenizer.token_to_id(MASK) or 0)
+        self._mask = next(filter(None, map(tokenizer.token_to_id, MASKS)), 0)
         specials = tokenizer.get_added_tokens_decoder()
         self._ordinary = np.array([i for i in range(tokenizer.get_vocab_size()) if i not in specials], np.int32)
         self._words = _Words(tokenizer) if whole_words else None
 
     @staticmethod
     def needs(tokenizer: Tokenizer) -> Sequence[str]:
-        return [MASK] if tokenizer.token_to_id(MASK) is None else []
+        return [MASK] if all(tokenizer.token_to_id(one) is None for one in MASKS) else []
 
     def examples(self, tokens: NDArray[np.int32], room: int, rng: np.random.Generator | None) -> list[Example]:
         assert rng is not None

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pando.errors import PandoError
-from pando.model.tokenizer import SENTINEL
+from pando.model.tokenizer import SENTINEL, SENTINELS
 from pando.train.example import IGNORE, Example
 
 if TYPE_CHECKING:
@@ -41,12 +41,14 @@ class Span:
         if type(mean_length) not in (int, float) or not mean_length >= 1:
             raise PandoError(f"objectives.span: mean_length is {mean_length!r}; expected at least 1 token")
         self._end, self._rate, self._mean = end, rate, mean_length
-        ids = (tokenizer.token_to_id(SENTINEL.format(i)) for i in range(_MOST))
+        form = next((one for one in SENTINELS if tokenizer.token_to_id(one.format(0)) is not None), SENTINEL)
+        ids = (tokenizer.token_to_id(form.format(i)) for i in range(_MOST))
         self._sentinels = np.array([i for i in ids if i is not None], np.int32)
 
     @staticmethod
     def needs(tokenizer: Tokenizer) -> Sequence[str]:
-        return [SENTINEL.format(0)] if tokenizer.token_to_id(SENTINEL.format(0)) is None else []
+        known = any(tokenizer.token_to_id(one.format(0)) is not None for one in SENTINELS)
+        return [] if known else [SENTINEL.format(0)]
 
     def examples(self, tokens: NDArray[np.int32], room: int, rng: np.random.Generator | None) -> list[Example]:
         assert rng is not None

@@ -30,8 +30,8 @@ class Supervised:
     name = "supervised"
     random = False
 
-    def __init__(self, tokenizer: Tokenizer, end: int) -> None:
-        self._end = end
+    def __init__(self, tokenizer: Tokenizer, end: int, begin: int | None = None) -> None:
+        self._begin = end if begin is None else begin
         self._start, self._stop = (tokenizer.token_to_id(mark) for mark in MARKS)
         self._spelled = Spelling(tokenizer)(range(tokenizer.get_vocab_size()))
 
@@ -57,7 +57,7 @@ class Supervised:
                 f"objectives.supervised: a document of {len(tokens)} tokens has no turn of the assistant "
                 f"({START}assistant); name the sources that are conversations under `sources`"
             )
-        made = shifted(tokens, self._end)
+        made = shifted(tokens, self._begin)
         return [made._replace(targets=np.where(learnt, tokens, IGNORE).astype(np.int32))]
 
     def _answer(self, tokens: NDArray[np.int32], start: int) -> int | None:
