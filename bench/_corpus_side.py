@@ -72,7 +72,7 @@ def tokenise(folder: Path, tokenizer: str) -> dict[str, Any]:
         with path.open() as lines:
             texts = [json.loads(line)["text"] for line in lines]
         out = folder / "ours" / path.stem
-        fast = tokens.write(pa.array(texts, pa.large_string()), out, tokenizer, "uint16", 0)["fast"]
+        fast = tokens.write(pa.array(texts, pa.large_string()), out, tokenizer, "uint16", 0, False)["fast"]
         paths.append(str(out.with_suffix(".bin")))
         if not fast:
             raise SystemExit("the fast library was not used")

@@ -192,6 +192,24 @@ def _alive(pid: int) -> bool:
     return True
 
 
+def replaceable(path: Path, mark: str) -> Path:
+    """The path made absolute, where a folder is to take the place of what is there: nothing, an empty folder, or one
+    like it.
+
+    Args:
+        mark: the file that such folders have.
+
+    Raises:
+        PandoError: it is a file, or a folder that holds something else, which would be lost.
+    """
+    path = path.absolute()
+    if path.is_dir() and ((path / mark).exists() or not any(path.iterdir())):
+        return path
+    if path.exists():
+        raise PandoError(f"{path} is there and holds something else, which would be lost: name a new folder")
+    return path
+
+
 def _swap(new: Path, path: Path) -> None:
     """A folder cannot be renamed onto a full one: the old one steps aside for an instant."""
     old = _aside(path) if path.exists() else None

@@ -307,3 +307,40 @@ def shards_text(shards: Any, ids: list[int]) -> str:
     from tokenizers import Tokenizer
 
     return str(Tokenizer.from_file(str(shards.tokenizer_file)).decode(ids, skip_special_tokens=False))
+
+
+def test_what_is_made_of_the_sources_is_no_source_and_takes_no_strangers_place(tmp_path: Path) -> None:
+    from pando.cli.corpus import work_folder
+    from pando.corpus import engine
+    from pando.corpus.build import build
+
+    engine.start(1)
+    write_jsonl(tmp_path / "all" / "a.jsonl", [document(seed, 20) for seed in range(12)])
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+    (tmp_path / "all" / "talk").mkdir()
+    (tmp_path / "all" / "talk" / "b.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    (tmp_path / "all" / "corpus.yaml").write_text(
+        "sources:\n  - {name: a, files: ., format: jsonl}\n  - {name: talk, files: talk, format: chat}\n"
+        "tokenizer: {vocab_size: 400}\nvalidation: 0\n"
+    )
+    config, out = load_config(tmp_path / "all" / "corpus.yaml"), tmp_path / "all" / "corpus"
+    once, again = (build(config, out, work_folder(out)) for _ in range(2))
+    assert once["hash"] == again["hash"] and [one["documents"] for one in once["sources"]][1] == 1
+    with pytest.raises(PandoError, match="holds something else, which would be lost"):
+        build(config, tmp_path / "all", work_folder(tmp_path / "all"))
+    assert (tmp_path / "all" / "a.jsonl").exists()
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((out / name).read_bytes())
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    text = (tmp_path / "all" / "corpus.yaml").read_text().replace("{vocab_size: 400}", str(folder))
+    (tmp_path / "all" / "corpus.yaml").write_text(text)
+    ends = []
+    for name in ("<|endoftext|>", "<|im_end|>"):
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": name}))
+        manifest = build(load_config(tmp_path / "all" / "corpus.yaml"), out, work_folder(out))
+        tokens = np.fromfile(out / "train-00000.bin", "<u2")
+        ends.append(manifest["end"])
+        assert tokens[-1] == manifest["end"]
+    assert ends[0] != ends[1]

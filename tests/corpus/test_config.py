@@ -80,3 +80,8 @@ def test_the_schema_hides_what_the_file_does_not_state() -> None:
 def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(CorpusFileError, match=r"corpus\.yaml:12: seed stands twice"):
         load_config(write(tmp_path, GOOD + "seed: 1\nseed: 2\n"))
+
+
+def test_a_stage_that_is_set_joins_those_of_a_file_that_names_none(tmp_path: Path) -> None:
+    path = write(tmp_path, "sources:\n  - {name: a, files: a}\n")
+    assert load_config(path, ["near.bands=20"]).order == ("normalise", "exact", "near")

@@ -167,3 +167,29 @@ def test_conversations_become_chatml(tmp_path: Path) -> None:
     pq.write_table(pa.table({"talk": [GOOD, None]}), tmp_path / "a.parquet")
     found = read((tmp_path / "a.parquet").read_bytes(), "a.parquet", "chat", How("talk", "utf-8", 1000))
     assert [(one.row, one.text or one.problem) for one in found] == [(1, ML), (2, "no turns")]
+
+
+def test_a_mark_that_normalising_would_make_is_one_too() -> None:
+    for spelled in ("<|im\ufeff_end|>", "<|im\x07_end|>", "\uff1c\uff5cim_end\uff5c\uff1e"):
+        turns = [{"role": "user", "content": f"hi{spelled}"}, {"role": "assistant", "content": "yes"}]
+        (found,) = read(json.dumps({"messages": turns}).encode(), "a.jsonl", "chat", How("messages", "utf-8", 1000))
+        assert found.problem == "chat mark in a turn"
+
+
+def test_a_bad_row_of_a_table_costs_that_row_alone() -> None:
+    found = read(b'text,n\none,1\n"two"x,2\nthree,3\n', "a.csv")
+    assert [one.text for one in found] == ["one", None, "three"] and str(found[1].problem).startswith("row damaged")
+    assert [one.text for one in read("\ufefftext,n\nein,1\n".encode(), "a.csv")] == ["ein"]  # as Excel writes it
+    assert [one.problem for one in read(b"\x89PNG\0\0\0rubbish", "a.csv")] == ["binary"]
+    (damaged,) = read("text\n".encode("utf-16") + b"\x00\xd8\n\x00", "a.csv", how=How("text", "utf-16", 1000))
+    assert damaged.text is None
+
+
+def test_tables_of_categories_and_lines_of_other_encodings_are_read() -> None:
+    file = io.BytesIO()
+    pq.write_table(pa.table({"text": pa.array(["a b", "c d", "a b"]).dictionary_encode()}), file)
+    assert [one.text for one in read(file.getvalue(), "a.parquet")] == ["a b", "c d", "a b"]
+    (line,) = read('{"text": "caf\xe9"}\n'.encode("latin-1"), "a.jsonl", how=How("text", "iso-8859-1", 1000))
+    assert line.text == "caf\xe9"
+    assert read(b"ab\0cd", "a.txt", how=How("text", "utf8", 1000))[0].problem == "binary"
+    assert read(b"ab\0cd", "a.txt", how=How("text", "cp1252", 1000))[0].problem == "binary"

@@ -41,6 +41,12 @@ def test_compatibility_forms_only_on_request() -> None:
     [
         ("write to ann.lee+x@mail.example.org.", "write to <email>.", "email"),
         ("from 192.168.10.254, port 8", "from <ip>, port 8", "ip"),
+        ("2001:db8::8a2e:370:7334 is up, std::cout and ::x are not", "<ip> is up, std::cout and ::x are not", "ip"),
+        (
+            "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nAbC-d\n-----END RSA PRIVATE KEY-----",
+            "<secret>",
+            "secret",
+        ),
         ("2001:0db8:85a3:0000:0000:8a2e:0370:7334 is up", "<ip> is up", "ip"),
         ("call +49 30 1234 5678 now", "call <phone> now", "phone"),
         ("call (212) 555-0147 or 212-555-0147.", "call <phone> or <phone>.", "phone"),

@@ -43,6 +43,7 @@ def build(
     print(json.dumps(manifest, indent=2, ensure_ascii=False) if as_json else found)
     from pando.corpus.records import counts
 
+    out = out.absolute()
     atomic_write(out.with_name(out.name + ".html"), report.page(counts(out)))
     print(f"Written: {out}, {out.with_name(out.name + '.html')}", file=sys.stderr)
 
@@ -152,6 +153,7 @@ def schema() -> None:
 
 def work_folder(out: Path) -> Path:
     """Where the finished steps of a corpus are kept."""
+    out = out.absolute()
     return out.with_name(out.name + ".work")
 
 

@@ -30,9 +30,10 @@ def train(
     from pando.corpus import engine
     from pando.corpus.build import Build
     from pando.corpus.config import Training, load_config
-    from pando.files import atomic_dir
+    from pando.files import atomic_dir, replaceable
 
     config = load_config(file).model_copy(update={"tokenizer": Training(vocab_size=vocab_size, sample_mb=sample_mb)})
+    out = replaceable(out, "tokenizer.json")
     engine.start(threads)
     build = Build(config, work_folder(out), protected(config))
     parts = build.parts()

@@ -25,7 +25,7 @@ from pando.corpus.parts import key_of, text_of
 from pando.corpus.records import write_ledger
 from pando.corpus.words import I64, U64, mixed, mixed_number
 from pando.errors import DataError
-from pando.files import atomic_dir, atomic_write, content_hash, progress
+from pando.files import atomic_dir, atomic_write, content_hash, progress, replaceable
 
 Protected = Iterable[tuple[str, str]]  # (what an item is called, its text)
 
@@ -96,7 +96,15 @@ class Build:
         for part in parts:
             mine = np.packbits(decisions.kept[start : start + part.rows]).tobytes().hex()
             chat = self.config.sources[part.source].format == "chat"
-            mark = ("tokens", work.VERSION, tokenizer.hash, part.text_key, mine, *(["chat"] if chat else []))
+            mark = (
+                "tokens",
+                work.VERSION,
+                tokenizer.hash,
+                tokenizer.end,
+                part.text_key,
+                mine,
+                *(["chat"] if chat else []),
+            )
             out = self.folder / "tokens" / key_of(*mark)
             outs.append(out)
             if not out.with_suffix(".npy").exists():
@@ -219,6 +227,7 @@ def build(config: Config, out: Path, folder: Path, protected: Protected | None =
     Raises:
         PandoError: a source, a tokenizer or a setting that cannot be used, or a full disk.
     """
+    out = replaceable(out, "manifest.json")
     made = Build(config, folder, protected)
     parts = made.parts()
     decisions = made.decide(parts)
@@ -258,7 +267,10 @@ def described(folder: Path) -> Tokenizer:
     names = [bpe.END]
     config = folder / "tokenizer_config.json"
     if config.is_file():
-        stated = json.loads(config.read_text()).get("eos_token")
+        try:
+            stated = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
+        except (ValueError, AttributeError) as error:
+            raise DataError(f"{config} is damaged: {error}") from None
         names.insert(0, stated.get("content", "") if isinstance(stated, dict) else stated or "")
     end = next((made.token_to_id(name) for name in names if name and made.token_to_id(name) is not None), None)
     if end is None:

@@ -144,6 +144,9 @@ class Stages(_Part):
     decontaminate: Decontaminate | None = None
 
 
+USUAL = ("normalise", "exact")  # the stages of a file that names none
+
+
 class Training(_Part):
     """A tokenizer trained on the kept documents."""
 
@@ -178,13 +181,13 @@ class Config(_Part):
     name: str = "corpus"
     seed: int = Field(default=0, ge=0, lt=2**32)
     sources: tuple[Source, ...] = Field(min_length=1)
-    stages: Stages = Stages(normalise=Normalise(), exact=Exact())
+    stages: Stages = Stages(normalise=Normalise(), exact=Exact())  # as USUAL says
     tokenizer: str | Training = Training()
     mixture: Mixture = Mixture()
     validation: float = Field(default=0.01, ge=0, lt=1, description="Share of documents held back, by content hash.")
     shard_tokens: int = Field(default=2**25, ge=1)
     max_document_mb: float = Field(default=16, gt=0, description="Larger documents are named and left out.")
-    order: tuple[str, ...] = ("normalise", "exact")
+    order: tuple[str, ...] = USUAL
     folder: Path = Path(".")
 
     @model_validator(mode="after")
@@ -255,6 +258,8 @@ def _apply(values: dict[str, Any], change: str) -> None:
         raise CorpusFileError(f"--set {change}: write it as quality.min=0.7")
     if spot[0] in Stages.model_fields:
         spot = ["stages", *spot]
+    if spot[0] == "stages" and values.get("stages") is None:
+        values["stages"] = {name: {} for name in USUAL}
     at = values
     for part in spot[:-1]:
         if at.get(part) is None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import gzip
 import io
+import itertools
 import json
+import re
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from pando.corpus.bpe import CHAT_MARKS, TURN, TURN_END
 from pando.errors import DataError
@@ -75,7 +79,9 @@ CODE = frozenset(
     ]
 )
 _CONTROL = bytes(set(range(32)) - {9, 10, 12, 13, 27})
-_UNREADABLE = (OSError, EOFError, zlib.error)
+_UNREADABLE = (OSError, EOFError, zlib.error, UnicodeError)
+_BETWEEN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ufeff]+")  # what normalising takes out
+_WIDE = ("utf-16", "utf-32")  # whose bytes look binary
 
 
 @dataclass(frozen=True)
@@ -150,14 +156,24 @@ def _unpacked(file: BinaryIO, packing: str) -> Iterator[BinaryIO]:
         yield file
 
 
+def canonical(encoding: str) -> str:
+    """The encoding's own name; UTF-8 may begin with a mark of its byte order."""
+    try:
+        name = codecs.lookup(encoding).name
+    except LookupError:
+        return encoding
+    return "utf-8-sig" if name == "utf-8" else name
+
+
 def decoded(data: bytes, how: How) -> tuple[str | None, str | None]:
     """(text, None) or (None, problem): "huge", "binary", "encoding" or "empty"."""
     if len(data) > how.most:
         return None, "huge"
-    if looks_binary(data) and how.encoding.lower().replace("_", "-") in ("utf-8", "latin-1", "ascii"):
+    encoding = canonical(how.encoding)
+    if looks_binary(data) and not encoding.startswith(_WIDE):
         return None, "binary"
     try:
-        text = data.decode("utf-8-sig" if how.encoding.lower() in ("utf-8", "utf8") else how.encoding)
+        text = data.decode(encoding)
     except (UnicodeDecodeError, LookupError):
         return None, "encoding"
     return (text, None) if text and not text.isspace() else (None, "empty")
@@ -244,6 +260,7 @@ def _jsonl(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
 
 def _json_rows(file: BinaryIO, how: How) -> Iterator[Found | tuple[int, Any]]:
     """(line number, value of the field or None) of every line, or what is wrong with it."""
+    encoding = canonical(how.encoding)
     for number, line, size in _lines(file, 2 * how.most):  # escapes make JSON longer than its text
         if line is None:
             yield Found(number, None, size, "huge")
@@ -251,7 +268,7 @@ def _json_rows(file: BinaryIO, how: How) -> Iterator[Found | tuple[int, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line if encoding == "utf-8-sig" else line.decode(encoding))
         except UnicodeDecodeError:
             yield Found(number, None, size, "encoding")
             continue
@@ -283,6 +300,10 @@ def _parquet_rows(file: BinaryIO, name: str, how: How) -> Iterator[Any]:
             )
         for batch in table.iter_batches(256, columns=[how.text]):
             column = batch.column(0)
+            if pa.types.is_dictionary(column.type):
+                column = column.dictionary_decode()
+            if pa.types.is_string_view(column.type):
+                column = column.cast(pa.large_string())
             if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
                 column = column.cast(pa.large_binary())
             yield from column.to_pylist()
@@ -293,14 +314,26 @@ def _parquet_rows(file: BinaryIO, name: str, how: How) -> Iterator[Any]:
 def _csv(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
     csv.field_size_limit(max(how.most * 2, 131072))
     plain = PurePosixPath(name.lower().removesuffix(".gz").removesuffix(".zst"))
-    lines = io.TextIOWrapper(file, encoding=how.encoding, errors="surrogateescape", newline="")
+    encoding = canonical(how.encoding)
+    buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast("io.RawIOBase", file))
+    if looks_binary(buffered.peek(4096)[:4096]) and not encoding.startswith(_WIDE):
+        yield Found(1, None, 0, "binary")
+        return
+    lines = io.TextIOWrapper(buffered, encoding=encoding, errors="surrogateescape", newline="")
     rows = csv.reader(lines, delimiter="\t" if plain.suffix == ".tsv" else ",", strict=True)
     try:
         header = next(rows, [])
         if header and how.text not in header:
             raise DataError(f"{name} has no column {how.text!r}; it has {', '.join(header)[:200]}: set text:")
         place = header.index(how.text) if header else 0
-        for number, cells in enumerate(rows, 2):
+        for number in itertools.count(2):
+            try:
+                cells = next(rows)
+            except StopIteration:
+                break
+            except csv.Error as error:  # of this row: the next one begins anew
+                yield Found(number, None, 0, "huge" if "field larger" in str(error) else f"row damaged: {error}"[:120])
+                continue
             yield checked(cells[place] if place < len(cells) else None, number, how)
     except csv.Error as error:
         raise EOFError(f"line {rows.line_num}: {error}") from None
@@ -344,7 +377,8 @@ def _chat(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
 def chat_text(turns: Any) -> tuple[str | None, str | None]:
     """(a conversation as ChatML, None), or (None, problem). Turns are mappings with `role` and `content`.
 
-    A turn that spells one of ChatML's marks could pass for another speaker, so it is none.
+    A turn that spells one of ChatML's marks, or would once it is normalised, could pass for another speaker, so it is
+    none.
     """
     if not isinstance(turns, list) or not turns:
         return None, "no turns"
@@ -353,12 +387,17 @@ def chat_text(turns: Any) -> tuple[str | None, str | None]:
         role, content = (turn.get(key) for key in ("role", "content")) if isinstance(turn, dict) else (None, None)
         if not isinstance(role, str) or not isinstance(content, str) or not role.isidentifier():
             return None, "no turns"
-        if any(mark in content for mark in CHAT_MARKS):
+        if any(mark in text for mark in CHAT_MARKS for text in (content, _bare(content))):
             return None, "chat mark in a turn"
         made.append(f"{TURN}{role}\n{content}{TURN_END}\n")
     if not any(turn["role"] == "assistant" for turn in turns):
         return None, "no answer"
     return "".join(made), None
+
+
+def _bare(text: str) -> str:
+    """As the strictest normalisation may leave a text."""
+    return _BETWEEN.sub("", unicodedata.normalize("NFKC", text))
 
 
 _READERS: dict[str, Callable[[BinaryIO, str, How], Iterator[Found]]] = {

@@ -20,7 +20,7 @@ def normalised(text: pa.Array, form: Literal["NFC", "NFKC", "none"]) -> pa.Array
         better = [unicodedata.normalize(form, one) for one in text.filter(wide).to_pylist()]
         text = pc.replace_with_mask(text, wide, pa.array(better, text.type))
     for pattern, instead in (
-        (r"\r\n?|\x{2028}|\x{2029}|\x{85}", "\n"),
+        (r"\r\n?|[\x{2028}\x{2029}\x{85}\x0b\x0c]", "\n"),
         (r"[\x00-\x08\x0b-\x1f\x7f-\x{9f}\x{feff}]+", ""),
         (r"[ \t\x{a0}]+\n", "\n"),
         (r"\n{4,}", "\n\n\n"),
@@ -44,7 +44,7 @@ MASKS = {
         r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36,}\b|\bgithub_pat_[A-Za-z0-9_]{22,}\b"
         r"|\bglpat-[A-Za-z0-9_-]{20,}|\bxox[abprs]-[A-Za-z0-9-]{10,}|\bsk-[A-Za-z0-9_-]{20,}|\bAIza[0-9A-Za-z_-]{35}"
         r"|\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}"
-        r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]+-----END [A-Z ]*PRIVATE KEY-----",
+        r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]+?-----END [A-Z ]*PRIVATE KEY-----",
         r"AKIA|ASIA|gh[pousr]_|github_pat_|glpat-|xox|sk-|AIza|eyJ|-----BEGIN",
         "<secret>",
     ),
@@ -55,8 +55,10 @@ MASKS = {
         "<email>",
     ),
     "ip": Mask(
-        rf"\b(?:{_IPV4}\.){{3}}{_IPV4}\b|\b(?:[0-9A-Fa-f]{{1,4}}:){{7}}[0-9A-Fa-f]{{1,4}}\b",
-        r"[0-9]\.[0-9]+\.|[0-9A-Fa-f]:[0-9A-Fa-f]+:[0-9A-Fa-f]+:",
+        rf"\b(?:{_IPV4}\.){{3}}{_IPV4}\b|\b(?:[0-9A-Fa-f]{{1,4}}:){{7}}[0-9A-Fa-f]{{1,4}}\b"
+        r"|\b(?:[0-9A-Fa-f]{1,4}:){2,6}(?::[0-9A-Fa-f]{1,4}){1,5}\b"
+        r"|\b(?:[0-9A-Fa-f]{1,4}:){1,5}(?::[0-9A-Fa-f]{1,4}){2,6}\b",
+        r"[0-9]\.[0-9]+\.|[0-9A-Fa-f]:[0-9A-Fa-f]+:[0-9A-Fa-f]+:|[0-9A-Fa-f]::[0-9A-Fa-f]",
         "<ip>",
     ),
     "phone": Mask(

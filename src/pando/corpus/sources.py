@@ -22,7 +22,7 @@ from pando.files import atomic_write, content_hash
 
 _GROUP_BYTES = 8_000_000  # small files are read together
 _HIDDEN = (".", "__pycache__")
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ def discover(config: Config, work: Path) -> list[list[list[Input]]]:
         DataError: a pattern of a source names nothing.
     """
     memory = _Memory(work / "inputs.json")
-    found = [_grouped(_inputs(source, config, memory)) for source in config.sources]
+    own = (work.absolute(), work.absolute().with_suffix(""))  # what is made of the sources is none itself
+    found = [_grouped(_inputs(source, config, memory, own)) for source in config.sources]
     memory.save()
     return found
 
@@ -92,13 +93,14 @@ def _filled(task: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
         yield rows
 
 
-def _inputs(source: Source, config: Config, memory: _Memory) -> list[Input]:
+def _inputs(source: Source, config: Config, memory: _Memory, own: tuple[Path, ...]) -> list[Input]:
     found: dict[str, Input] = {}
     for pattern in source.files:
         if "://" in pattern:
             listed = [Input(url, url, size, f"{url} {size}") for url, size in engine.list_urls(pattern)]
         else:
-            listed = [_local(path, config, memory) for path in _matches(config.path(pattern), source)]
+            paths = _matches(config.path(pattern), source)
+            listed = [_local(path, config, memory) for path in paths if not any(map(path.is_relative_to, own))]
         if not listed:
             raise DataError(
                 f"source {source.name}: {pattern} names no file; check the path (it starts at {config.folder})"
@@ -132,6 +134,8 @@ def _wanted(path: Path, source: Source) -> bool:
     bare = path.name.lower().removesuffix(".gz").removesuffix(".zst")
     if source.format == "code":
         return Path(bare).suffix in CODE
+    if source.format == "chat":
+        return guessed in ("jsonl", "parquet")
     return source.format == "auto" or guessed == source.format
 
 
