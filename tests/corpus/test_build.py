@@ -344,3 +344,16 @@ def test_what_is_made_of_the_sources_is_no_source_and_takes_no_strangers_place(t
         ends.append(manifest["end"])
         assert tokens[-1] == manifest["end"]
     assert ends[0] != ends[1]
+
+
+def test_weights_for_some_and_nothing_to_train_on_are_said(home: Path) -> None:
+    (home / "corpus.yaml").write_text(YAML.replace(", weight: 3}", "}"))
+    with pytest.raises(PandoError, match="some sources have a weight and books none"):
+        load_config(home / "corpus.yaml")
+    skipped = YAML.replace("weight: 3}", "weight: 3, skip: [language]}").replace(
+        "weight: 1}", "weight: 1, skip: [language]}"
+    )
+    (home / "corpus.yaml").write_text(skipped)
+    build(home)  # a stage that every source leaves out drops nothing
+    with pytest.raises(PandoError, match="no document is left to train on"):
+        build(home, changes=("validation=0.99999",))

@@ -75,7 +75,7 @@ class Build:
         """Which documents stay."""
         return decide(self.config, parts, lambda counted: self._near_groups(parts, counted))
 
-    def tokenizer(self, parts: Sequence[Part], decisions: Decisions) -> Tokenizer:
+    def tokenizer(self, parts: Sequence[Part], decisions: Decisions | None) -> Tokenizer:
         """The tokenizer that the file names, or one trained on a sample of the kept documents.
 
         Raises:
@@ -83,6 +83,7 @@ class Build:
         """
         wanted = self.config.tokenizer
         if isinstance(wanted, Training):
+            assert decisions is not None
             return described(self._trained(wanted, parts, decisions))
         folder = self.config.path(wanted)
         return described(folder.parent if folder.is_file() else folder)
@@ -229,6 +230,8 @@ def build(config: Config, out: Path, folder: Path, protected: Protected | None =
     """
     out = replaceable(out, "manifest.json")
     made = Build(config, folder, protected)
+    if not isinstance(config.tokenizer, Training):
+        made.tokenizer([], None)  # a mistake there is told before anything is read
     parts = made.parts()
     decisions = made.decide(parts)
     tokenizer = made.tokenizer(parts, decisions)

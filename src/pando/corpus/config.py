@@ -196,6 +196,9 @@ class Config(_Part):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two sources are called {name!r}; rename one")
+        without = [source.name for source in self.sources if source.weight is None]
+        if 0 < len(without) < len(names):
+            raise ValueError(f"some sources have a weight and {', '.join(without)} none: give all of them one, or none")
         for source in self.sources:
             for stage in source.skip:
                 if stage not in Stages.model_fields:

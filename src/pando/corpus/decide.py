@@ -133,6 +133,8 @@ def _language(made: Decisions, config: Config, parts: Sequence[Part], grouping: 
     wanted = config.stages.language
     assert wanted is not None
     found, sure = column(parts, "language", "language"), numbers(parts, "language", "language_score")
+    if pa.types.is_null(found.type):  # every source leaves the stage out
+        return
     foreign = np.asarray(pc.invert(pc.is_in(found, pa.array(wanted.keep))).fill_null(False)) & ~np.isnan(sure)
     before = made.kept
     made.drop(foreign, "language", "other_language", sure, wanted.min)

@@ -41,7 +41,7 @@ def mix(config: Config, documents: I64, source: I64, tokens: I64, content: U64) 
         content: [K] 64 bits of the hash of its text.
 
     Raises:
-        DataError: no document is left, or some sources have a weight and others not.
+        DataError: no document is left to train on.
     """
     if not len(documents):
         raise DataError("no document is left: see `pando corpus stats` for what dropped them")
@@ -93,9 +93,8 @@ def _held_back(config: Config, source: I64, content: U64) -> npt.NDArray[np.bool
 
 def _targets(config: Config, available: I64) -> list[int]:
     weights: list[Any] = [source.weight for source in config.sources]
-    if any(weight is None for weight in weights) and any(weight is not None for weight in weights):
-        without = [source.name for source in config.sources if source.weight is None]
-        raise DataError(f"some sources have a weight and {', '.join(without)} none: give all of them one, or none")
+    if not available.sum():
+        raise DataError("no document is left to train on: keep more of them, or hold fewer back (validation)")
     share = np.array(available if weights[0] is None else weights, np.float64)
     total = config.mixture.tokens or int(available.sum())
     return [round(total * float(part)) for part in share / share.sum()]
