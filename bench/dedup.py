@@ -1,8 +1,9 @@
 """Near-duplicates in 100 MB of text: Pando against datatrove, the same bands (14 x 8) and word 5-grams.
 
 From JSONL to the kept documents on disk, two workers each. Claim: at least 25 times datatrove's throughput as it comes
-(words by spaCy) at the same recall of planted near-copies (within 2 points), in at most 0.6 GB. datatrove is also run
-with words by white space; its default runs on a tenth of the text and once, for it takes minutes.
+(words by spaCy) at the same recall of planted near-copies (within 2 points) and with as many kept (within 2 %), in at
+most 0.6 GB. datatrove is also run with words by white space; its default runs on a tenth of the text and once, for it
+takes minutes.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def main() -> int:
     peak = max(float(str(one["peak_gib"])) for one in answers["Pando"])
     as_it_comes = Ratio.of(speed["Pando"], [little_megabytes / spacy] * len(speed["Pando"]))
     same_words = Ratio.of(speed["Pando"], speed["datatrove"])
-    passed = as_it_comes.median >= 25 and recalls[0] >= recalls[1] - 0.02 and peak * 1.073741824 <= 0.6
+    alike = recalls[0] >= recalls[1] - 0.02 and len(mine) >= 0.98 * len(theirs)  # who drops all misses nothing
+    passed = as_it_comes.median >= 25 and alike and peak * 1.073741824 <= 0.6
     lines = [
         f"{machine()}; {PEER}; {today()}. {len(documents):,} documents, {megabytes:.0f} MB, {len(pairs):,} planted "
         "near-copies; two workers each.",

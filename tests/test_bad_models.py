@@ -42,6 +42,11 @@ CASES: dict[str, tuple[str, str, Mistake]] = {  # name: command, what the line s
         r".*broken\.gguf.*",
         lambda folder: (folder / "broken.gguf").write_bytes(b"no GGUF at all"),
     ),
+    "a mixture in place of something else": (
+        "upcycle base --out base",
+        r"base exists already; .*--force",
+        lambda folder: None,
+    ),
     "torn weights": (
         "pull base --name torn",
         r".*model\.safetensors.*",

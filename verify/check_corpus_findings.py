@@ -14,7 +14,7 @@ import os
 import random
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +236,11 @@ def personal() -> Iterator[tuple[str, str, bool]]:
             True,
         )
         yield "email", draw.choice([f"@{word()}", f"{word()} @ {word()}", f"{word()}@{digits(2)}:"]), False
-        yield "ip", ".".join(str(draw.randint(1, 254)) for _ in range(4)), True
+        groups = [f"{draw.randint(1, 65535):x}" for _ in range(draw.randint(2, 5))]
+        compressed = f"2001:db8::{':'.join(groups)}"
+        whole = ":".join(f"{draw.randint(1, 65535):x}" for _ in range(8))
+        dotted = ".".join(str(draw.randint(1, 254)) for _ in range(4))
+        yield "ip", draw.choice([dotted, dotted, whole, compressed]), True
         yield (
             "ip",
             draw.choice(
@@ -245,6 +249,9 @@ def personal() -> Iterator[tuple[str, str, bool]]:
                     f"{digits(2)}:{digits(2)}:{digits(2)}",
                     f"{digits(3)}.{digits(2)}",
                     f"3{digits(2)}.4{digits(2)}.{digits(3)}.{digits(4)}",
+                    f"std::{word()}",
+                    f"{word()}::{word()}::{word()}",
+                    f"{digits(2)}:{digits(2)}",
                 ]
             ),
             False,
@@ -275,10 +282,16 @@ def personal() -> Iterator[tuple[str, str, bool]]:
         )
         yield (
             "secret",
-            draw.choice([f"AKIA{key(16)}", f"ghp_{key(36)}", f"sk-{key(32)}", f"xoxb-{key(24)}", f"AIza{key(35)}"]),
+            draw.choice([f"AKIA{key(16)}", f"ghp_{key(36)}", f"sk-{key(32)}", f"AIza{key(35)}", private(key)]),
             True,
         )
         yield "secret", draw.choice([f"AKIA{key(5)}", f"sk-{key(6)}", key(20), word() * 3]), False
+
+
+def private(key: Callable[[int], str]) -> str:
+    """A private key as files hold it."""
+    kind = "RSA PRIVATE KEY"
+    return "\n".join([f"-----BEGIN {kind}-----", *(key(64) for _ in range(4)), key(30), f"-----END {kind}-----"])
 
 
 def pii(table: Table) -> None:

@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
@@ -36,6 +37,15 @@ def probe() -> float:
     return float(subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True).stdout)
 
 
+def answer(command: list[str]) -> dict[str, Any]:
+    """What a command prints."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command[3:])}: {done.stderr.strip()}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
 def main() -> int:
     from _shards import build, data
 
@@ -52,14 +62,10 @@ def main() -> int:
         config.write_text(CONFIG.format(depth=depth, width=width, tokens=4096 * STEPS))
         shutil.rmtree(out, ignore_errors=True)
         before = probe()
-        command = [sys.executable, "-m", "pando", "pretrain", str(config), "--corpus", str(corpus), "--out", str(out)]
-        done = subprocess.run([*command, "--json"], capture_output=True, text=True)
-        if done.returncode:
-            print(f"{name}: {done.stderr.strip()}")
-            return 1
+        command = [sys.executable, "-m", "pando", "pretrain", str(config), "--corpus", str(corpus), "--json"]
+        said = answer([*command, "--plan"])  # a process of its own, whose memory the run does not share
+        was = answer([*command, "--out", str(out)])["actual"]
         after = probe()
-        found = json.loads(done.stdout)
-        said, was = found["forecast"], found["actual"]
         speed = (before + after) / 2 / said["product_flops"]
         times.append(was["step_seconds"] / said["step_seconds"] * speed)
         memories.append(was["memory"] / said["memory"])

@@ -91,14 +91,14 @@ class ScoreRequest:
         context: text, or token ids, that comes before.
         continuations: texts, or token id lists, to score; each has at least one token.
         skin: a skin or PEFT folder whose adapter is applied.
-        truncate: "error" refuses context + longest continuation beyond the model's length; "left" cuts the context (for
-            a cross-encoder, the end of the continuation).
+        truncate: "error" refuses context + longest continuation beyond the model's length; "left" cuts the context. For
+            a cross-encoder "left" cuts the beginning of the continuation, "right" its end.
     """
 
     context: str | Sequence[int]
     continuations: Sequence[str | Sequence[int]]
     skin: str | None = None
-    truncate: Truncate = "error"
+    truncate: Truncate | Literal["right"] = "error"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -131,6 +131,11 @@ def test_an_encoder_fills_in(base: BaseModel) -> None:
         for context in (before, [*before, mask, mask]):
             with pytest.raises(RequestError, match="once"):
                 model.score([ScoreRequest(context=context, continuations=[[12]])])
+        most = base.config.context_length
+        long = [5, *[7, 8] * most, mask, 33]
+        (cut,) = model.score([ScoreRequest(context=long, continuations=[[12]], truncate="left")])
+        (same,) = model.score([ScoreRequest(context=[5, *long[1 - most :]], continuations=[[12]])])
+        assert cut.logprobs == same.logprobs and cut.usage.truncated_tokens == len(long) - most
 
 
 def test_an_encoder_decoder_is_asked_without_turns(base: BaseModel) -> None:

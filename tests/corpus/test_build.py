@@ -207,6 +207,25 @@ def test_threads_and_kills_leave_no_trace(home: Path) -> None:
     assert not list(home.glob(".killed*.tmp"))
 
 
+def test_a_shard_that_was_written_to_is_made_anew(home: Path) -> None:
+    wanted = build(home)["hash"]
+    shard = home / "out" / "train-00000.bin"
+    whole = shard.read_bytes()
+    with shard.open("r+b") as file:
+        file.write(b"\xff\xff")
+    assert build(home)["hash"] == wanted and shard.read_bytes() == whole
+
+
+def test_a_new_file_leaves_most_of_what_was_read_as_it_is(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pando.corpus.sources._GROUP_BYTES", 5000)  # of files of about 3,000 bytes
+    build(home)
+    before = {path.name for path in (home / "out.work" / "read").glob("*.json")}
+    (home / "notes" / "deep" / "205b.md").write_text(document(400, 16))
+    build(home)
+    added = {path.name for path in (home / "out.work" / "read").glob("*.json")} - before
+    assert len(before) > 8 and len(added) <= 2
+
+
 def test_questions_about_documents_and_tokens(home: Path) -> None:
     from pando.corpus.records import counts, trace, why
     from pando.report import corpus as report

@@ -66,6 +66,12 @@ def test_urls_are_listed_and_read(site: str) -> None:
         engine.list_urls(f"{site}/none.txt")
 
 
+def test_a_server_that_goes_away_is_one_line(site: str) -> None:
+    engine.start(1)
+    with pytest.raises(PandoError, match=r"none\.jsonl cannot be read"), engine.opened(f"{site}/none.jsonl") as file:
+        file.read()
+
+
 def test_what_a_task_raises_is_one_line_here(tmp_path: Path) -> None:
     engine.start(1)
     write_table(tmp_path / "t.parquet", pa.table({"text": pa.array(["a"], pa.large_string())}))

@@ -42,6 +42,10 @@ def test_copies_with_small_changes_are_one_group_and_others_none(tmp_path: Path)
     assert found == [*range(40), 3, 7, 11]
 
 
+def test_documents_without_words_are_like_their_copies_alone(tmp_path: Path) -> None:
+    assert linked(["...", "* * *", "---", "* * *", "-- -"], tmp_path) == [0, 1, 2, 1, 4]
+
+
 def test_ranges_of_hashes_change_nothing(tmp_path: Path) -> None:
     texts = [document(seed % 9, 24) for seed in range(30)]
     assert linked(texts, tmp_path) == linked(texts, tmp_path, ranges=5) == [seed % 9 for seed in range(30)]

@@ -129,17 +129,35 @@ def test_html_gives_its_text() -> None:
     assert text is not None and "share one root" in text and "<p>" not in text
 
 
-def test_warc_gives_its_pages() -> None:
-    pytest.importorskip("fastwarc")
-    http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + PAGE
-    head = (
-        "WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a.test/x\r\nWARC-Date: 2024-01-01T00:00:00Z\r\n"
+def record(url: str, head: str, body: bytes) -> bytes:
+    """An answer of a web server as WARC keeps it."""
+    http = f"HTTP/1.1 200 OK\r\n{head}\r\n\r\n".encode() + body
+    about = (
+        f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: {url}\r\nWARC-Date: 2024-01-01T00:00:00Z\r\n"
         "WARC-Record-ID: <urn:uuid:12345678-1234-1234-1234-123456789012>\r\n"
         f"Content-Type: application/http; msgtype=response\r\nContent-Length: {len(http)}\r\n\r\n"
-    ).encode()
-    found = read(head + http + b"\r\n\r\n", "a.warc", how=How("text", "utf-8", 100_000))
-    assert len(found) == 1 and found[0].name == "http://a.test/x"
-    assert found[0].text is not None and "share one root" in found[0].text
+    )
+    return about.encode() + http + b"\r\n\r\n"
+
+
+def test_warc_gives_its_pages_however_they_were_sent() -> None:
+    pytest.importorskip("fastwarc")
+    html = "Content-Type: text/html"
+    packed = gzip.compress(PAGE)
+    chunked = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (packed[:50], packed[50:])) + b"0\r\n\r\n"
+    data = record("http://a.test/plain", html, PAGE)
+    data += record("http://a.test/sent", f"{html}\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked", chunked)
+    data += record("http://a.test/huge", f"{html}\r\nContent-Encoding: gzip", gzip.compress(b" " * 10_000_000))
+    data += record("http://a.test/broken", f"{html}\r\nContent-Encoding: gzip", packed[:30] + b"no gzip" * 9)
+    data += record("http://a.test/claims", f"{html}\r\nTransfer-Encoding: chunked", PAGE)
+    data += record("http://a.test/picture", "Content-Type: image/png", b"\x89PNG")
+    data += record("http://a.test/last", html, PAGE)
+    found = {one.name: one for one in read(data, "a.warc", how=How("text", "utf-8", 100_000))}
+    for page in ("plain", "sent", "claims", "last"):
+        text = found[f"http://a.test/{page}"].text
+        assert text is not None and "share one root" in text
+    assert found["http://a.test/huge"].problem == "huge" and found["http://a.test/picture"].problem == "not a page"
+    assert found["http://a.test/broken"].problem == "page damaged" and len(found) == 7
 
 
 def chat(*turns: tuple[str, object]) -> list[dict[str, object]]:

@@ -344,6 +344,14 @@ def test_a_cross_encoder_scores_pairs_as_transformers(name: str, tmp_path: Path)
             engine.score([ScoreRequest(context=query, continuations=["fox " * 200])])
         (cut,) = engine.score([ScoreRequest(context=query, continuations=["fox " * 200], truncate="left")])
         assert cut.usage.truncated_tokens > 0 and cut.usage.prompt_tokens == base.config.context_length
+        mixed = "fox " * 200 + "dog " * 200
+        left, right, dogs, foxes = (
+            engine.score([ScoreRequest(context=query, continuations=[text], truncate=side)])[0].logprobs
+            for text, side in ((mixed, "left"), (mixed, "right"), ("dog " * 200, "left"), ("fox " * 200, "right"))
+        )
+        assert left == dogs and right == foxes != left
+        with pytest.raises(RequestError, match="truncate must be one of"):
+            engine.score([ScoreRequest(context=query, continuations=texts, truncate="middle")])  # type: ignore[arg-type]
     save_model(model, tmp_path, {})
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float32).eval()
     reference = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", dtype=torch.float32).eval()

@@ -104,6 +104,7 @@ REFUSED = [
     (CHAT, {"messages": [{"role": "user", "content": "x" * 300}]}, 400, "context_length_exceeded", "messages"),
     (CHAT, {"model": "\ud800"}, 400, BAD, "model"),
     (CHAT, {"\ud800": 1}, 400, BAD, None),
+    (RERANK, {"documents": ["a", "\ud800"]}, 400, BAD, "documents[1]"),
     (CHAT, {"temprature": 0}, 400, UNKNOWN, "temprature"),
     (CHAT, {"temperature": 2.1}, 400, BAD, "temperature"),
     (CHAT, {"temperature": -0.1}, 400, BAD, "temperature"),

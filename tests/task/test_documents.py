@@ -76,6 +76,31 @@ def test_judgements_are_joined_with_their_queries(tmp_path: Path) -> None:
     ]
 
 
+def test_grades_that_want_nothing_need_no_document_and_none_is_given_twice(tmp_path: Path) -> None:
+    made = task(tmp_path, file=None, train="train.tsv", test="test.tsv", queries="queries.jsonl")
+    write(tmp_path / "queries.jsonl", [{"_id": i, "query": f"question {i}"} for i in range(2)])
+    head = "query-id\tcorpus-id\twanted\n"
+    (tmp_path / "train.tsv").write_text(head + "0\td1\t1\n0\tgone\t0\n0\td2\t-2\n1\td2\t1\n1\td2\t1\n1\td2\t2\n")
+    table = read_table(made, "train.tsv")
+    assert [one.output for one in table.examples] == [{"d1": 1, "d2": 0}, {"d2": 1}]
+    assert [(bad.line, bad.why) for bad in table.bad] == [(7, "'d2' has another grade for '1' in line 5")]
+    write(tmp_path / "queries.jsonl", [{"_id": 1, "query": "a"}, {"_id": 1, "query": "b"}])
+    with pytest.raises(DataError, match=r"queries.jsonl:2: the id '1' stands in an earlier line"):
+        read_table(made, "train.tsv")
+
+
+def test_rows_of_one_query_are_one(tmp_path: Path) -> None:
+    made = task(tmp_path)
+    rows = [("cats", "d1"), ("dogs", "d2"), ("cats", {"3": 2, "d1": 0}), ("cats", "d1")]
+    write(tmp_path / "rows.jsonl", [{"query": query, "wanted": wanted} for query, wanted in rows])
+    table = read_table(made, "rows.jsonl")
+    assert [(one.text, one.output, one.line) for one in table.examples] == [
+        ("cats", {"d1": 1, "3": 2}, 1),
+        ("dogs", {"d2": 1}, 2),
+    ]
+    assert table.joined == [3, 4] and table.read == 4
+
+
 def test_a_changed_corpus_is_another_task(tmp_path: Path) -> None:
     made = task(tmp_path)
     write(tmp_path / "rows.jsonl", [{"query": f"about number {i} {'x' * i}", "wanted": ["d1"]} for i in range(60)])

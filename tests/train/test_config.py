@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,5 +138,8 @@ def test_a_forecast_adds_up() -> None:
     said = forecast(config, model, CORPUS, Speed(2.0, 1e9, 1e11), 3.0)
     assert said.steps == 98 and said.tokens == 98 * 10_240
     assert said.hours == pytest.approx(98 * 2 / 3600) and said.usd == pytest.approx(3 * said.hours)
+    watched = build({"tokens": 1_000_000, "batch": 10_240, "sequence": 512, "watch.validate": 40})
+    more = forecast(watched, model, replace(CORPUS, held_back=153_600), Speed(2.0, 1e9, 1e11), 3.0)
+    assert more.hours * 3600 == pytest.approx(2 * (98 + 3 * 15 * 2 / 3))  # after 40, 80 and 98 steps, 15 steps' tokens
     assert said.tokens_per_second == 5120 and said.extrapolated == (model.parameters < 44e6)
     assert 2.5 < said.flops / (2 * scaling_weights(model) * said.tokens) < 3.1

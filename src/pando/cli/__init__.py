@@ -5,8 +5,10 @@ A module `pando/cli/<verb>.py` has either `command`, a typed function, or `app`,
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
+import os
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -106,7 +108,18 @@ def main() -> NoReturn:
         if error.errno not in _MEND:
             raise
         code = _fail(": ".join(filter(None, [str(error.filename or ""), _MEND[error.errno]])), 2)
-    sys.exit(code if isinstance(code, int) else 0)
+    _leave(code if isinstance(code, int) else 0)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process. Daft's threads may still be winding down, and can crash an interpreter that is taken apart
+    beneath them; what was made is on disk by now."""
+    if "daft" in sys.modules and "ray" not in sys.modules:  # Ray has a cluster to end
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _fail(message: str, code: int, hint: str = "") -> int:

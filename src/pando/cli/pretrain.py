@@ -37,9 +37,10 @@ def command(
 
     from pando.settings import load_settings
     from pando.train.configfile import read_config
-    from pando.train.loop import note_billed, pretrain
+    from pando.train.loop import pretrain
     from pando.train.parallel import joined
     from pando.train.prepare import Money, foresee, prepare
+    from pando.train.record import note_billed
     from pando.train.shards import open_shards
 
     given = read_config(config)

@@ -16,14 +16,18 @@ def command(
     experts: Annotated[int, typer.Option(help="Experts of each layer.")] = 8,
     top_k: Annotated[int, typer.Option(help="Experts that a token goes to.")] = 2,
     seed: Annotated[int, typer.Option(help="Of the routers' weights.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is at --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make a mixture of experts of a dense base. It says what the base says, until it is trained further."""
+    from pando.errors import PandoError
     from pando.model.anatomy import facts
     from pando.model.base import open_base
     from pando.model.upcycle import upcycle
     from pando.report.anatomy import picture
 
+    if out.exists() and not force:
+        raise PandoError(f"{out} exists already; choose another --out, or replace it with --force")
     found = facts(upcycle(open_base(base), out, experts, top_k, seed), out.name)
     print(json.dumps(found, indent=1) if as_json else "\n".join(picture(found)))
     print(f"Written: {out}", file=sys.stderr)

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +27,6 @@ from pando.errors import DataError
 from pando.files import atomic_dir, atomic_write, content_hash, progress, replaceable
 
 Protected = Iterable[tuple[str, str]]  # (what an item is called, its text)
-
-
-@dataclass(frozen=True)
-class Tokenizer:
-    """The tokenizer of a build: its folder, the hash of tokenizer.json, and what shards need to know of it."""
-
-    folder: Path
-    hash: str
-    vocab_size: int
-    end: int
-
-    @property
-    def dtype(self) -> str:
-        """The smallest type that holds every id."""
-        return "uint16" if self.vocab_size <= 2**16 else "uint32"
 
 
 class Build:
@@ -75,7 +59,7 @@ class Build:
         """Which documents stay."""
         return decide(self.config, parts, lambda counted: self._near_groups(parts, counted))
 
-    def tokenizer(self, parts: Sequence[Part], decisions: Decisions | None) -> Tokenizer:
+    def tokenizer(self, parts: Sequence[Part], decisions: Decisions | None) -> tokens.Tokenizer:
         """The tokenizer that the file names, or one trained on a sample of the kept documents.
 
         Raises:
@@ -84,11 +68,11 @@ class Build:
         wanted = self.config.tokenizer
         if isinstance(wanted, Training):
             assert decisions is not None
-            return described(self._trained(wanted, parts, decisions))
+            return tokens.described(self._trained(wanted, parts, decisions))
         folder = self.config.path(wanted)
-        return described(folder.parent if folder.is_file() else folder)
+        return tokens.described(folder.parent if folder.is_file() else folder)
 
-    def tokenise(self, parts: Sequence[Part], decisions: Decisions, tokenizer: Tokenizer) -> list[Path]:
+    def tokenise(self, parts: Sequence[Part], decisions: Decisions, tokenizer: tokens.Tokenizer) -> list[Path]:
         """The token files of the parts (without suffix)."""
         kept = self.folder / "kept" / f"{decisions.hash()}.npy"
         if not kept.exists():
@@ -260,27 +244,6 @@ def build(config: Config, out: Path, folder: Path, protected: Protected | None =
     return manifest
 
 
-def described(folder: Path) -> Tokenizer:
-    """What a build needs to know of a tokenizer's folder.
-
-    Raises:
-        DataError: there is none, or no token that ends a document.
-    """
-    made = tokens.load_tokenizer(folder / "tokenizer.json")
-    names = [bpe.END]
-    config = folder / "tokenizer_config.json"
-    if config.is_file():
-        try:
-            stated = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
-        except (ValueError, AttributeError) as error:
-            raise DataError(f"{config} is damaged: {error}") from None
-        names.insert(0, stated.get("content", "") if isinstance(stated, dict) else stated or "")
-    end = next((made.token_to_id(name) for name in names if name and made.token_to_id(name) is not None), None)
-    if end is None:
-        raise DataError(f"{folder}: no token ends a document; state eos_token in tokenizer_config.json")
-    return Tokenizer(folder, content_hash(folder / "tokenizer.json"), made.get_vocab_size(), end)
-
-
 def contents(parts: Sequence[Part]) -> U64:
     """[N] the first 64 bits of the hash of each final text."""
     raw = b"".join(column(parts, "final", "content").to_pylist())
@@ -312,7 +275,7 @@ def _write_shards(
     mixture: Mixed,
     size: I64,
     source: I64,
-    tokenizer: Tokenizer,
+    tokenizer: tokens.Tokenizer,
 ) -> dict[str, list[tuple[Path, dict[str, Any]]]]:
     """The shards of both splits: their files (without suffix) and facts."""
     total = len(decisions.rule)
@@ -332,7 +295,7 @@ def _write_shards(
             mark = [names[part] for part in used], content_hash(plan.tobytes())
             out = made.folder / "shards" / key_of("shard", shards.FORMAT_VERSION, tokenizer.dtype, *mark)
             outs[split].append(out)
-            if not out.with_suffix(".json").exists():
+            if not shards.intact(out):
                 near.save_array(out.with_suffix(".plan.npy"), plan)
                 paths = [str(files[part].with_suffix(".bin")) for part in used]
                 where = {"plan": str(out.with_suffix(".plan.npy")), "out": str(out), "parts": paths}
@@ -352,7 +315,7 @@ def _manifest(
     lengths: I64,
     size: I64,
     source: I64,
-    tokenizer: Tokenizer,
+    tokenizer: tokens.Tokenizer,
     written: dict[str, list[tuple[Path, dict[str, Any]]]],
 ) -> dict[str, Any]:
     config = made.config

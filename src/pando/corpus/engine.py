@@ -126,15 +126,27 @@ def opened(path: str) -> Iterator[BinaryIO]:
         with open(path, "rb") as file:
             yield file
         return
-    with _daft().File(path).open() as file, io.BufferedReader(_Remote(file), 1 << 20) as whole:
+    with _reached(path):
+        file = _daft().File(path).open()
+    with file, io.BufferedReader(_Remote(file, path), 1 << 20) as whole:
         yield whole
+
+
+@contextlib.contextmanager
+def _reached(path: str) -> Iterator[None]:
+    """Says what Daft stumbled over; it raises bare errors for whatever a store answers."""
+    try:
+        yield
+    except Exception as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise PandoError(f"{path} cannot be read: {lines[0][:200]}; the same command goes on") from None
 
 
 class _Remote(io.RawIOBase):
     """A file of Daft's as Python's readers want one."""
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
+    def __init__(self, file: Any, path: str) -> None:
+        self._file, self._path = file, path
 
     def readable(self) -> bool:
         return True
@@ -143,13 +155,15 @@ class _Remote(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        return int(self._file.seek(offset, whence))
+        with _reached(self._path):
+            return int(self._file.seek(offset, whence))
 
     def tell(self) -> int:
         return int(self._file.tell())
 
     def readinto(self, buffer: Any) -> int:
-        data = self._file.read(len(buffer))
+        with _reached(self._path):
+            data = self._file.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 

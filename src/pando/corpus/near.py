@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pando.corpus import engine
 from pando.corpus.parts import read_table
-from pando.corpus.words import I64, U64, mixed, normal
+from pando.corpus.words import I64, U64, digest, mixed, normal
 from pando.files import atomic_write
 
 RANGE_ROWS = 4_000_000  # documents that one task groups
@@ -26,10 +27,13 @@ RANGE_ROWS = 4_000_000  # documents that one task groups
 
 def bands(text: pa.Array, count: int, rows: int, ngram: int, seed: int) -> pa.Table:
     """A hash of each band: columns band_0 .. of uint64, one row a document."""
-    signature = engine.minhash(normal(text), count * rows, ngram, seed).reshape(len(text), count, rows)
+    words = normal(text)
+    signature = engine.minhash(words, count * rows, ngram, seed).reshape(len(text), count, rows)
     made = np.zeros((len(text), count), np.uint64)
     for place in range(rows):
         made = mixed(made * np.uint64(31) + signature[:, :, place])
+    for bare in np.flatnonzero(pc.equal(words, "").to_numpy(zero_copy_only=False)):  # no word: like its copies alone
+        made[bare] = np.frombuffer(digest(text[bare].as_py().encode()), "<u8")[0]
     return pa.table({f"band_{band}": pa.array(np.ascontiguousarray(made[:, band])) for band in range(count)})
 
 

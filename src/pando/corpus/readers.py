@@ -9,15 +9,13 @@ import gzip
 import io
 import itertools
 import json
-import re
-import unicodedata
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from pando.corpus.bpe import CHAT_MARKS, TURN, TURN_END
+from pando.corpus.chat import chat_text
 from pando.errors import DataError
 
 PACKINGS = {".gz": "gzip", ".zst": "zstd"}
@@ -38,49 +36,13 @@ SUFFIXES = {
     ".warc": "warc",
 }
 CODE = frozenset(
-    [
-        ".py",
-        ".pyi",
-        ".js",
-        ".jsx",
-        ".ts",
-        ".tsx",
-        ".java",
-        ".c",
-        ".h",
-        ".cc",
-        ".cpp",
-        ".hpp",
-        ".cs",
-        ".go",
-        ".rs",
-        ".rb",
-        ".php",
-        ".swift",
-        ".kt",
-        ".scala",
-        ".sh",
-        ".sql",
-        ".lua",
-        ".pl",
-        ".r",
-        ".jl",
-        ".m",
-        ".hs",
-        ".ml",
-        ".ex",
-        ".erl",
-        ".clj",
-        ".css",
-        ".scss",
-        ".toml",
-        ".yaml",
-        ".yml",
-    ]
+    """
+    .py .pyi .js .jsx .ts .tsx .java .c .h .cc .cpp .hpp .cs .go .rs .rb .php .swift .kt .scala .sh .sql .lua
+    .pl .r .jl .m .hs .ml .ex .erl .clj .css .scss .toml .yaml .yml
+    """.split()  # noqa: SIM905
 )
 _CONTROL = bytes(set(range(32)) - {9, 10, 12, 13, 27})
 _UNREADABLE = (OSError, EOFError, zlib.error, UnicodeError)
-_BETWEEN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ufeff]+")  # what normalising takes out
 _WIDE = ("utf-16", "utf-32")  # whose bytes look binary
 
 
@@ -346,18 +308,40 @@ def _warc(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
         from fastwarc.warc import ArchiveIterator, WarcRecordType
     except ImportError:
         raise DataError("WARC needs fastwarc: install pando-fm[corpus]") from None
-    records = ArchiveIterator(file, record_types=WarcRecordType.response, parse_http=True)
+    records = ArchiveIterator(file, record_types=WarcRecordType.response, parse_http=False)
     for number, record in enumerate(records, 1):
-        page = str(record.headers.get("WARC-Target-URI", ""))
-        kind = str(getattr(record, "http_content_type", "") or "")
-        data = record.reader.read()
+        page, size = str(record.headers.get("WARC-Target-URI", "")), record.content_length
+        if size > 2 * how.most:
+            yield Found(number, None, size, "huge", page)
+            continue
+        kind, data = _answer(record, how.most)
         if kind and "html" not in kind and "text" not in kind:
-            yield Found(number, None, len(data), "not a page", page)
-        elif len(data) > how.most:
-            yield Found(number, None, len(data), "huge", page)
+            yield Found(number, None, size, "not a page", page)
+        elif data is None or len(data) > how.most:
+            yield Found(number, None, size, "page damaged" if data is None else "huge", page)
         else:
             found = checked(html_text(data), number, how, page)
             yield Found(number, found.text, len(data), found.problem, page)
+
+
+def _answer(record: Any, most: int) -> tuple[str, bytes | None]:
+    """Content type and body (at most one byte over `most`) of a server's answer, unpacked as its headers say; as it
+    stands where that fails and it is text all the same, as archives keep some; else None."""
+    from fastwarc.warc import WarcRecord
+
+    raw, kind, data = record.reader.read(record.content_length), "", b""
+    for decode in ("all", "none"):
+        copy = WarcRecord()  # of its own: where unpacking fails, the file's other records are still read
+        copy.set_bytes_content(raw)
+        copy.is_http = record.is_http
+        try:
+            copy.parse_http(auto_decode=decode)
+            kind = copy.http_content_type or ""
+            data = copy.reader.read(most + 1)
+        except OSError:
+            continue
+        return kind, None if decode == "none" and looks_binary(data) else data
+    return kind, None
 
 
 def _chat(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
@@ -372,32 +356,6 @@ def _chat(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
         number, turns = row
         text, problem = chat_text(turns)
         yield checked(text, number, how) if problem is None else Found(number, None, 0, problem)
-
-
-def chat_text(turns: Any) -> tuple[str | None, str | None]:
-    """(a conversation as ChatML, None), or (None, problem). Turns are mappings with `role` and `content`.
-
-    A turn that spells one of ChatML's marks, or would once it is normalised, could pass for another speaker, so it is
-    none.
-    """
-    if not isinstance(turns, list) or not turns:
-        return None, "no turns"
-    made = []
-    for turn in turns:
-        role, content = (turn.get(key) for key in ("role", "content")) if isinstance(turn, dict) else (None, None)
-        if not isinstance(role, str) or not isinstance(content, str) or not role.isidentifier():
-            return None, "no turns"
-        if any(mark in text for mark in CHAT_MARKS for text in (content, _bare(content))):
-            return None, "chat mark in a turn"
-        made.append(f"{TURN}{role}\n{content}{TURN_END}\n")
-    if not any(turn["role"] == "assistant" for turn in turns):
-        return None, "no answer"
-    return "".join(made), None
-
-
-def _bare(text: str) -> str:
-    """As the strictest normalisation may leave a text."""
-    return _BETWEEN.sub("", unicodedata.normalize("NFKC", text))
 
 
 _READERS: dict[str, Callable[[BinaryIO, str, How], Iterator[Found]]] = {

@@ -53,6 +53,18 @@ def gather(task: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
+def intact(out: Path) -> bool:
+    """Whether a shard is there as `gather` left it: a corpus shares its files, and may have been written to since."""
+    try:
+        facts = json.loads(out.with_suffix(".json").read_text())
+        return all(
+            content_hash(out.with_suffix(suffix)) == facts[name]
+            for suffix, name in ((".bin", "hash"), (".idx", "index_hash"))
+        )
+    except FileNotFoundError:
+        return False
+
+
 def manifest(content: dict[str, Any]) -> dict[str, Any]:
     """The manifest with its own hash, which names the corpus: the hash of everything else in it."""
     whole = {"format_version": FORMAT_VERSION, **content}

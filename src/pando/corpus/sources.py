@@ -140,15 +140,14 @@ def _wanted(path: Path, source: Source) -> bool:
 
 
 def _grouped(files: list[Input]) -> list[list[Input]]:
-    groups: list[list[Input]] = []
-    size = _GROUP_BYTES + 1
+    """Files that are read together, about `_GROUP_BYTES` of them. Whether a group ends behind a file is drawn from the
+    file's name, so that a file more or less leaves the other groups as they were."""
+    groups: list[list[Input]] = [[]]
     for one in files:
-        if size + one.size > _GROUP_BYTES:
-            groups.append([])
-            size = 0
         groups[-1].append(one)
-        size += one.size
-    return groups
+        if int.from_bytes(digest(one.name.encode())[:8], "little") / 2**64 < one.size / _GROUP_BYTES:
+            groups.append([])
+    return [group for group in groups if group]
 
 
 class _Memory:

@@ -8,8 +8,10 @@ where such a text is text and nothing special.
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pando.corpus.bpe import CHAT_MARKS
+from pando.corpus.bpe import CHAT_MARKS, END
 from pando.errors import DataError
-from pando.files import atomic_write
+from pando.files import atomic_write, content_hash
 
 Encode = Callable[[Sequence[str]], list[npt.NDArray[np.uint32]]]
 PROOF, PROOF_CHARACTERS = 16, 2000  # documents of each part whose beginnings both libraries encode
@@ -39,6 +41,21 @@ AWKWARD = (
     "x" * 300 + " " * 70 + "=" * 90 + "\n" * 40 + "ab" * 150,
     "\u1c89\u1c8a \ua7cb \U0001e5d0 \U00010d40\U00016d40 \u0897",
 )
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """What a build needs to know of a tokenizer: folder, hash of tokenizer.json, vocabulary, end of a document."""
+
+    folder: Path
+    hash: str
+    vocab_size: int
+    end: int
+
+    @property
+    def dtype(self) -> str:
+        """The smallest type that holds every id."""
+        return "uint16" if self.vocab_size <= 2**16 else "uint32"
 
 
 def write(text: pa.Array, out: Path, tokenizer: str, dtype: str, end: int, chat: bool) -> dict[str, Any]:
@@ -119,6 +136,27 @@ def load_tokenizer(path: Path) -> Any:
     made.no_truncation()
     made.no_padding()
     return made
+
+
+def described(folder: Path) -> Tokenizer:
+    """Looks into the folder of a tokenizer.
+
+    Raises:
+        DataError: there is none, or no token that ends a document.
+    """
+    made = load_tokenizer(folder / "tokenizer.json")
+    names = [END]
+    config = folder / "tokenizer_config.json"
+    if config.is_file():
+        try:
+            stated = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
+        except (ValueError, AttributeError) as error:
+            raise DataError(f"{config} is damaged: {error}") from None
+        names.insert(0, stated.get("content", "") if isinstance(stated, dict) else stated or "")
+    end = next((made.token_to_id(name) for name in names if name and made.token_to_id(name) is not None), None)
+    if end is None:
+        raise DataError(f"{folder}: no token ends a document; state eos_token in tokenizer_config.json")
+    return Tokenizer(folder, content_hash(folder / "tokenizer.json"), made.get_vocab_size(), end)
 
 
 @functools.lru_cache(2)

@@ -98,10 +98,12 @@ class RequestCompiler:
             raise RequestError(f"this encoder ({self._config.family}) has no head that predicts, or no mask", "model")
         if context.count(mask) != 1:
             raise RequestError(f"an encoder fills in: the context must hold {text} once", "context")
-        longest = max(map(len, fillings)) - 1
+        longest, opening = max(map(len, fillings)) - 1, context[0]
         context, truncated = self._fit(
             context, self._config.context_length - longest, request.truncate, "context", longest
         )
+        if truncated and context[0] != mask:
+            context[0] = opening  # an encoder learnt from texts that all begin so
         if mask not in context:
             raise RequestError(f"{text} does not stand among the last tokens, which truncate='left' keeps", "context")
         job = Filling(context, context.index(mask), fillings, adapter, self._key(adapter))
@@ -113,15 +115,18 @@ class RequestCompiler:
         texts = [request.context, *request.continuations]
         if not request.continuations or not all(isinstance(text, str) for text in texts):
             raise RequestError("a cross-encoder reads texts: context and continuations must be texts", "context")
+        if request.truncate not in (known := ("error", "left", "right")):
+            raise RequestError(f"truncate must be one of {', '.join(known)}, not {request.truncate!r}", "truncate")
         jobs, most = [], self._config.context_length
         for text in request.continuations:
             pair = self._tokenizer.raw.encode(request.context, text)
             tokens, kinds = list(pair.ids), list(pair.type_ids)
             own = [place for place, part in enumerate(pair.sequence_ids) if part == 1]
             over = max(0, len(tokens) - most)
-            if over and (request.truncate != "left" or over >= len(own)):
+            if over and (request.truncate == "error" or over >= len(own)):
                 raise ContextLengthError(len(tokens), most, "continuations")
-            for place in reversed(own[len(own) - over :]):
+            dropped = own[:over] if request.truncate == "left" else own[len(own) - over :]
+            for place in reversed(dropped):
                 del tokens[place], kinds[place]
             depth, written = len(self._config.layers), len(own) - over
             job = Pairing(tokens, kinds, written, self._module.judge, depth, adapter, self._key(adapter))

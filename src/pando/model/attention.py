@@ -22,6 +22,12 @@ def attention(
     Returns:
         [B, heads, T, e].
     """
+    if q.device.type == "cpu" and q.requires_grad and (torch.is_autocast_enabled("cpu") or q.dtype != torch.float32):
+        # In bfloat16 its backward pass keeps a kernel for each shape that it meets, gigabytes in the end, and wins
+        # nothing.
+        with torch.autocast("cpu", enabled=False):
+            mask = mask.float() if mask is not None and mask.dtype != torch.bool else mask
+            return attention(config, q.float(), k.float(), v.float(), mask, causal=causal).to(v.dtype)
     if config.softcap is None:
         found: Tensor = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, scale=config.scale, enable_gqa=q.shape[1] != k.shape[1]

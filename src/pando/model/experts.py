@@ -13,6 +13,8 @@ from pando.model.config import ExpertsConfig, RouterConfig
 from pando.model.context import Context
 from pando.model.layers import ACTIVATIONS, ExpertProjection, Mlp
 
+_BLOCK = 64
+
 
 class Router(nn.Module):
     """Scores experts in float32. `bias` counts for the choice alone, and no gradient reaches it."""
@@ -39,6 +41,27 @@ class Router(nn.Module):
         if config.normalise:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return scores, weights * config.scale, chosen
+
+
+def _whole_blocks(order: Tensor, shares: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """On a CPU, large groups are filled up to multiples of `_BLOCK` rows (the first token's, with a share of nothing):
+    libraries prepare their products in bfloat16 for each shape that they meet, which takes longer than the product.
+
+    Args:
+        order: [M] places of the chosen experts, sorted by expert. shares: [M] what each counts. counts: [experts].
+    """
+    if order.device.type != "cpu" or order.shape[0] < 8 * _BLOCK * counts.shape[0]:
+        return order, shares, counts
+    whole = (counts + _BLOCK - 1) // _BLOCK * _BLOCK
+    start = whole.cumsum(0) - whole
+    group = torch.repeat_interleave(counts)
+    places = torch.arange(order.shape[0]) - (counts.cumsum(0) - counts)[group] + start[group]
+    size = int(whole.sum())
+    return (
+        order.new_zeros(size).index_copy(0, places, order),
+        shares.new_zeros(size).index_copy(0, places, shares),
+        whole,
+    )
 
 
 class ExpertLayers(nn.Module):
@@ -76,11 +99,12 @@ class Experts(nn.Module):
             ctx.routed(self.layer, scores, chosen)
         experts = chosen.flatten()
         order = experts.argsort(stable=True)
-        tokens = order // self.config.router.top_k
         number = self.experts.gate.weight.dtype
         counts = torch.bincount(experts, minlength=self.config.count)
+        order, shares, counts = _whole_blocks(order, weights.flatten()[order], counts)
+        tokens = order // self.config.router.top_k
         out = self.experts(flat.to(number)[tokens], counts, tokens, ctx)
-        out = out.to(x.dtype) * weights.flatten()[order, None].to(x.dtype)
+        out = out.to(x.dtype) * shares[:, None].to(x.dtype)
         mixed = torch.zeros_like(flat).index_add_(0, tokens, out).view(x.shape)
         if self.shared is None:
             return mixed

@@ -48,8 +48,9 @@ def grouped_product(x: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
         if number == torch.bfloat16:  # the only one that the kernel takes
             made: Tensor = torch._grouped_mm(x.to(number), weights.to(number).mT, counts.cumsum(0).int())
             return made
-    parts = [F.linear(part, weights[i]) for i, part in enumerate(x.split(counts.tolist())) if len(part)]
-    return torch.cat(parts)
+    # unbound, so that the backward pass stacks the gradients once; an index each would add up whole stacks of zeros
+    each = zip(x.split(counts.tolist()), weights.unbind(), strict=True)
+    return torch.cat([F.linear(part, own) for part, own in each if len(part)])
 
 
 class Norm(nn.Module):

@@ -61,13 +61,8 @@ async def embed(
             for text, side in zip(texts, sides, strict=True)
         ]
         return await call.locally(_vectors, await call.ask(requests), None)
-    how = skin.searching
-    assert how is not None and skin.documents is not None
-    prompts = {"query": how.query_prompt, "document": how.document_prompt, None: ""}
-    requests = [
-        search_request(skin, prompts[side] + text if isinstance(text, str) else text)
-        for text, side in zip(texts, sides, strict=True)
-    ]
+    assert skin.documents is not None
+    requests = [search_request(skin, text, side) for text, side in zip(texts, sides, strict=True)]
     return await call.locally(_vectors, await call.ask(requests), skin.documents.mean)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from pando.errors import RequestError
 from pando.interface import ScoreRequest, Scores
 from pando.serve.calls import Call
 from pando.serve.embeddings import embed
@@ -21,6 +22,7 @@ from pando.serve.wire import RerankBody
 router = APIRouter()
 
 
+@router.post("/v2/rerank", response_model=None)  # where Cohere's second client asks
 @router.post("/v1/rerank", response_model=None)
 async def rerank(body: RerankBody, request: Request) -> Response:
     """The best documents first, each with its place in the request and its score."""
@@ -31,23 +33,24 @@ async def rerank(body: RerankBody, request: Request) -> Response:
             message = f"{body.model} knows words, not vectors; name a base, or a skin that searches by vectors"
             raise ApiError(400, message, param="model", code="unsupported_model")
         if call.served.model.capabilities.pairs:
-            if body.truncate == "right":
-                message = "truncate must be 'error' or 'left' for a model that reads query and document together"
-                raise ApiError(400, message, param="truncate", code="invalid_value")
-            asked = ScoreRequest(
-                context=body.query,
-                continuations=body.documents,
-                skin=call.served.adapter,
-                truncate=body.truncate,
-            )
-            (told,) = await call.ask([asked])
-            assert isinstance(told, Scores)
-            return _answer(call, body, [math.exp(score) for score in told.logprobs])
+            asked = [  # one by one, so that a long list leaves room for other callers
+                ScoreRequest(context=body.query, continuations=[one], skin=call.served.adapter, truncate=body.truncate)
+                for one in body.documents
+            ]
+            told = await call.ask(asked)
+            return _answer(call, body, [math.exp(one.logprobs[0]) for one in told if isinstance(one, Scores)])
         texts, sides = [body.query, *body.documents], ["query", *["document"] * len(body.documents)]
         vectors = await embed(call, texts, sides, body.truncate)  # type: ignore[arg-type]
         return _answer(call, body, (vectors[1:] @ vectors[0]).tolist())
 
-    return respond(request, body.model, "rerank", answering)
+    async def named(call: Call) -> dict[str, Any]:
+        try:
+            return await answering(call)
+        except RequestError as error:
+            error.param = "documents" if error.param in ("text", "continuations") else error.param
+            raise
+
+    return respond(request, body.model, "rerank", named)
 
 
 def _answer(call: Call, body: RerankBody, scores: list[float]) -> dict[str, Any]:

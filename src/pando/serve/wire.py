@@ -319,7 +319,7 @@ class RerankBody(Body):
     harmless: ClassVar[set[str]] = {"user"}
     model: Text
     query: Text
-    documents: Annotated[list[str], BeforeValidator(_documents), Field(max_length=MAX_INPUTS)]
+    documents: Annotated[list[Text], BeforeValidator(_documents), Field(max_length=MAX_INPUTS)]
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool = False
     truncate: Literal["error", "left", "right"] = "error"

@@ -19,6 +19,7 @@ from pando.interface import (
     Request,
     ScoreRequest,
     Scores,
+    Side,
 )
 from pando.skin.linear import softmax
 from pando.skin.parts import MethodName
@@ -121,7 +122,7 @@ class Search:
         assert how is not None
         if reading is None:
             return []
-        return [search_request(skin, how.query_prompt + one_text(inputs))]
+        return [search_request(skin, one_text(inputs), "query")]
 
     def answer(self, skin: Skin, inputs: Inputs, answers: Sequence[Answer]) -> Prediction:
         assert skin.searching is not None and skin.documents is not None
@@ -140,13 +141,12 @@ METHODS: dict[MethodName, Method] = {
 }
 
 
-def search_request(skin: Skin, text: str | Sequence[int]) -> FeatureRequest:
-    """What a skin that searches asks about a query or a document, its prompt before it; long ones are read at their
-    heads only."""
+def search_request(skin: Skin, text: str | Sequence[int], side: Side | None) -> FeatureRequest:
+    """What a skin that searches asks about a query or a document; long ones are read at their heads only."""
     reading, how = skin.reading, skin.searching
     assert reading is not None and how is not None
     return FeatureRequest(
-        text=text,
+        text=how.read(text, side) if isinstance(text, str) else text,
         layers=reading.layers,
         pooling=reading.pooling,
         skin=_adapter(skin),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -31,12 +32,15 @@ class Bm25:
         """Of a corpus, by bm25s: words of two letters or more, whatever the language, without stop words or stems."""
         import bm25s
 
+        found = _words(texts)
+        if not any(found):  # single characters, as some scripts write words, are none here
+            return cls((), np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(1, np.int64), len(texts))
         made = bm25s.BM25(method="lucene", k1=K1, b=B)
-        made.index(_words(texts), show_progress=False)
+        made.index(found, show_progress=False)
         words = sorted(made.vocab_dict, key=made.vocab_dict.__getitem__)
-        found = made.scores
-        data, indices = np.asarray(found["data"], np.float32), np.asarray(found["indices"], np.int32)
-        return cls(tuple(words), data, indices, np.asarray(found["indptr"], np.int64), len(texts))
+        kept = made.scores
+        data, indices = np.asarray(kept["data"], np.float32), np.asarray(kept["indices"], np.int32)
+        return cls(tuple(words), data, indices, np.asarray(kept["indptr"], np.int64), len(texts))
 
     def __call__(self, query: str) -> np.ndarray:
         """Of each document, float32 [documents]."""
@@ -91,6 +95,7 @@ class Searching:
         depth: most documents of an answer.
         query_prompt, document_prompt: stand before a query and before a document.
         max_tokens: of a query or document that are read for its vector.
+        lower: they are read in lower case.
     """
 
     share: float = 0.0
@@ -98,6 +103,13 @@ class Searching:
     query_prompt: str = ""
     document_prompt: str = ""
     max_tokens: int = 256
+    lower: bool = False
+
+    def read(self, text: str, side: Literal["query", "document"] | None) -> str:
+        """What is read of a text for its vector: its prompt before it, and never nothing."""
+        prompt = {"query": self.query_prompt, "document": self.document_prompt, None: ""}[side]
+        found = prompt + (text if text.strip() else ".")
+        return found.lower() if self.lower else found
 
 
 def ranked(documents: DocumentIndex, how: Searching, query: str, vector: np.ndarray | None) -> dict[str, float]:
@@ -110,7 +122,7 @@ def ranked(documents: DocumentIndex, how: Searching, query: str, vector: np.ndar
         assert scores is not None
     else:
         scores = (1 - how.share) * _spread(by_words) + how.share * _spread(near)
-    order = np.argsort(-scores, kind="stable")[: how.depth]
+    order = _best(scores, how.depth)
     if near is None:
         order = order[scores[order] > 0]
     return {documents.ids[i]: round(float(scores[i]), 6) for i in order}
@@ -121,6 +133,15 @@ def unit(vectors: np.ndarray, mean: np.ndarray | None) -> np.ndarray:
     moved = vectors if mean is None else vectors - mean
     found: np.ndarray = moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12)
     return found.astype(np.float32)
+
+
+def _best(scores: np.ndarray, depth: int) -> np.ndarray:
+    """Where the highest scores are, the highest first, of equal ones the first; without sorting all of them."""
+    places = np.arange(len(scores))
+    if len(scores) > depth:
+        places = np.flatnonzero(scores >= np.partition(scores, -depth)[-depth])
+    found: np.ndarray = places[np.argsort(-scores[places], kind="stable")][:depth]
+    return found
 
 
 def _spread(scores: np.ndarray) -> np.ndarray:

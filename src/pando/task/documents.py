@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,34 +52,43 @@ def read_documents(task: Task) -> Documents:
     return Documents(tuple(ids), tuple(texts))
 
 
-def judged_rows(task: Task, name: str) -> Iterator[Row | BadRow]:
+def judged_rows(task: Task, name: str, documents: Set[str]) -> Iterator[Row | BadRow]:
     """The rows of a file of judgements (query, document, grade), joined with their queries: one row for each query,
-    with the grades by document where the field `output` is. Its line is that of the query's first judgement.
+    with the grades by document where the field `output` is. Its line is that of the query's first judgement. Grades of
+    0 and below say that a document is not wanted, and need not be of one of the `documents`.
 
     Raises:
         DataError: a file cannot be read.
     """
-    queries = _queries(task)
-    path, wanted = task.folder / name, task.fields.output
+    queries, path, wanted = _queries(task), task.folder / name, task.fields.output
     grades: dict[str, dict[str, float]] = {}
     lines: dict[str, int] = {}
+    judged: dict[tuple[str, str], tuple[float, int]] = {}
     for row in iter_rows(path):
         if isinstance(row, BadRow):
             yield row
             continue
         try:
             query, document = _id(row, QUERY_IDS, path), _id(row, DOCUMENT_IDS, path)
-            grade = _grade(row.values.get(wanted))
+            grade = max(0, _grade(row.values.get(wanted), least=-1e6))
         except DataError as error:
             yield BadRow(row.line, str(error))
             continue
         if query not in queries:
             yield BadRow(row.line, f"the query {query!r} is not in {task.data.queries}")
             continue
+        before, line = judged.setdefault((query, document), (grade, row.line))
+        if before != grade:
+            yield BadRow(row.line, f"{document!r} has another grade for {query!r} in line {line}")
+            continue
+        if grade and document not in documents:
+            yield BadRow(row.line, f"the document {document!r} is not in {task.data.corpus}")
+            continue
         lines.setdefault(query, row.line)
-        grades.setdefault(query, {})[document] = grade
-    for query, found in grades.items():
-        yield Row(lines[query], {**queries[query], wanted: found})
+        if document in documents:
+            grades.setdefault(query, {})[document] = grade
+    for query, line in lines.items():
+        yield Row(line, {**queries[query], wanted: grades.get(query, {})})
 
 
 def relevance(value: Any, name: str) -> dict[str, Any]:
@@ -109,11 +118,14 @@ def relevance(value: Any, name: str) -> dict[str, Any]:
 
 def _queries(task: Task) -> dict[str, dict[str, Any]]:
     path = task.folder / (task.data.queries or "")
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for row in iter_rows(path):
         if isinstance(row, BadRow):
             raise DataError(f"{path}:{row.line}: {row.why}")
-        found[_id(row, IDS, path)] = row.values
+        name = _id(row, IDS, path)
+        if name in found:
+            raise DataError(f"{path}:{row.line}: the id {name!r} stands in an earlier line too")
+        found[name] = row.values
     return found
 
 
@@ -137,11 +149,11 @@ def _document(row: Row, names: Sequence[str], path: Path) -> str:
     return text
 
 
-def _grade(value: Any) -> float:
+def _grade(value: Any, least: float = 0) -> float:
     try:
         grade = float(value)
     except (TypeError, ValueError):
         raise DataError(f"a grade is {value!r}; expected a number") from None
-    if not 0 <= grade < 1e6:
-        raise DataError(f"a grade is {value!r}; expected a number of at least 0")
+    if not least <= grade < 1e6:
+        raise DataError(f"a grade is {value!r}; expected a number of at least {least:g}")
     return int(grade) if grade == int(grade) else grade

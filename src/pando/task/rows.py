@@ -47,17 +47,19 @@ class Example:
 
 @dataclass
 class Table:
-    """The rows of the file that a task names `name`: usable ones, bad ones, and the lines of those without any text."""
+    """The rows of the file that a task names `name`: usable ones, bad ones, the lines of those without any text, and of
+    those that were joined with an earlier row of the same query."""
 
     name: str
     examples: list[Example] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
     empty: list[int] = field(default_factory=list)
+    joined: list[int] = field(default_factory=list)
 
     @property
     def read(self) -> int:
         """How many rows the file has."""
-        return len(self.examples) + len(self.bad) + len(self.empty)
+        return len(self.examples) + len(self.bad) + len(self.empty) + len(self.joined)
 
 
 def read_table(task: Task, name: str) -> Table:
@@ -67,10 +69,10 @@ def read_table(task: Task, name: str) -> Table:
         DataError: the file cannot be read, has no rows, or no row has a field that the task names.
     """
     table, fields, path = Table(name), task.fields, task.folder / name
-    documents = set(read_documents(task).ids) if task.kind == "retrieve" else None
+    documents = frozenset(read_documents(task).ids) if task.kind == "retrieve" else None
     wanted = [*fields.input, fields.output, *([fields.group] if fields.group else [])]
     present: Counter[str] = Counter()
-    for row in judged_rows(task, name) if task.data.queries else iter_rows(path):
+    for row in judged_rows(task, name, documents or frozenset()) if task.data.queries else iter_rows(path):
         if isinstance(row, BadRow):
             table.bad.append(row)
             continue
@@ -85,6 +87,8 @@ def read_table(task: Task, name: str) -> Table:
             table.empty.append(row.line)
             continue
         table.examples.append(example)
+    if documents is not None:
+        table.examples, table.joined = _joined(table.examples)
     table.examples = _numbered(table.examples)
     if not table.read:
         raise DataError(f"{path} has no rows")
@@ -134,7 +138,23 @@ def row_output(value: Any, kind: Kind, name: str) -> Output:
     return text
 
 
-def _check_documents(output: Output | None, documents: set[str] | None, task: Task) -> None:
+def _joined(examples: Sequence[Example]) -> tuple[list[Example], list[int]]:
+    """One example for each query, whose rows may each name one document; and the lines of the rows after its first."""
+    made: dict[tuple[str, ...], Example] = {}
+    lines = []
+    for one in examples:
+        key = (*one.inputs.values(), one.group or "")
+        if key not in made:
+            made[key] = one
+            continue
+        lines.append(one.line)
+        both = [each for each in (made[key].output, one.output) if isinstance(each, dict)]
+        output = {name: max(each.get(name, 0) for each in both) for each in both for name in each}
+        made[key] = replace(made[key], id=_hashed(one.inputs, output), output=output)
+    return list(made.values()), lines
+
+
+def _check_documents(output: Output | None, documents: frozenset[str] | None, task: Task) -> None:
     for wanted in output if documents is not None and isinstance(output, dict) else ():
         if wanted not in documents:  # type: ignore[operator]
             raise DataError(f"the document {wanted!r} is not in {task.data.corpus}")
@@ -148,12 +168,16 @@ def _example(values: Mapping[str, Any], line: int, task: Task) -> Example:
     try:
         if len(json.dumps(output)) > 6 * MAX_TEXT:  # an escaped character takes six
             raise DataError(f"{fields.output} is over {MAX_TEXT:,} characters")
-        name = content_hash([inputs, output]).removeprefix("sha256:")[:16]
+        name = _hashed(inputs, output)
     except UnicodeEncodeError:
         raise DataError("a text holds half a surrogate pair, which is no character") from None
     except (TypeError, ValueError) as error:
         raise DataError(f"{fields.output} holds what JSON has no word for: {error}") from None
     return Example(name, inputs, output, group, line)
+
+
+def _hashed(inputs: Mapping[str, str], output: Output) -> str:
+    return content_hash([inputs, output]).removeprefix("sha256:")[:16]
 
 
 def _numbered(examples: list[Example]) -> list[Example]:

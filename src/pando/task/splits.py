@@ -137,6 +137,8 @@ def _account(tables: list[Table], task: Task) -> RowReport:
             report.dropped.append(Dropped(t.name, why, [row.line for row in t.bad]))
         if t.empty:
             report.dropped.append(Dropped(t.name, "no text in the input", t.empty))
+        if t.joined:
+            report.dropped.append(Dropped(t.name, "joined with an earlier row of the same query", t.joined))
         if not t.examples:
             raise DataError(f"{t.name} has no usable row: {report.dropped[-1].why}")
         if lines := [e.line for e in t.examples if _outside(e.output, task.fields.json_schema)]:

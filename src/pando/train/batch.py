@@ -16,6 +16,7 @@ from pando.train.example import IGNORE
 from pando.train.packing import Piece
 
 PADDING = -1  # number of the document that padding is
+_SIDE = 64
 _ARRAYS = ("tokens", "targets", "documents", "positions", "prefix", "objective")
 
 
@@ -82,9 +83,9 @@ class Batch:
         numbers = (self.documents + row * self.documents.shape[1]).flatten()
         behind, own = (numbers[side].unique_consecutive(return_counts=True)[1].tolist() for side in (read, written))
         tokens, device = self.tokens.flatten(), self.tokens.device
-        source = tokens[read], PackedContext(behind, device, both_ways=True)
+        source = _filled(tokens[read], behind), PackedContext(behind, device, both_ways=True)
         places = (written.cumsum(0) - 1)[self.places]
-        return Inputs(tokens[written], PackedContext(own, device, source=source), places)
+        return Inputs(_filled(tokens[written], own), PackedContext(own, device, source=source), places)
 
 
 class Inputs(NamedTuple):
@@ -125,6 +126,13 @@ def collate_rows(rows: Sequence[Sequence[Piece]], length: int, names: tuple[str,
         zip(_ARRAYS, map(torch.from_numpy, (tokens, targets, documents, positions, prefix, objective)), strict=True)
     )
     return Batch(**arrays, names=names, places=_places(arrays["targets"]))
+
+
+def _filled(tokens: Tensor, lengths: list[int]) -> Tensor:
+    """Packed tokens with one more document, without targets, that fills them up to a multiple of `_SIDE`: libraries
+    prepare their products for each shape that they meet, and keep them."""
+    lengths.append(_SIDE - tokens.shape[0] % _SIDE)
+    return torch.cat((tokens, tokens.new_zeros(lengths[-1])))
 
 
 def _places(targets: Tensor) -> Tensor:

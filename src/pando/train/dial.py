@@ -42,11 +42,13 @@ _ALIGNED = 16  # widths of experts are a multiple of it, as grouped products ask
 
 @dataclass(frozen=True)
 class CorpusFacts:
-    """What the dial needs of a corpus: tokens of its vocabulary, training tokens, UTF-8 bytes of a token."""
+    """What the dial needs of a corpus: tokens of its vocabulary, training tokens, UTF-8 bytes of a token, tokens held
+    back."""
 
     vocab_size: int
     tokens: int
     bytes_per_token: float
+    held_back: int = 0
 
 
 @dataclass(frozen=True)

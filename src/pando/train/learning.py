@@ -113,10 +113,16 @@ class Labelling:
 
 @dataclass(frozen=True)
 class PairExample:
-    """Token ids of a query and of a text that answers it."""
+    """Token ids of a query and of a text that answers it.
+
+    Attributes:
+        document: what the text is called. wanted: what all texts that answer the query are called.
+    """
 
     query: tuple[int, ...]
     text: tuple[int, ...]
+    document: str = ""
+    wanted: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.query) + len(self.text)
@@ -156,11 +162,11 @@ class Matching:
         return each
 
     def compare(self, vectors: Tensor, examples: Sequence[PairExample]) -> Tensor:
-        """See `Comparing`. The same text once more, wanted by another query, is no wrong answer."""
+        """See `Comparing`. Another text that answers the query too is no wrong answer, nor is its own once more."""
         queries, answers = vectors.unbind(1)
         told = queries @ answers.T / self.temperature
-        same = torch.tensor([[a.text == b.text for b in examples] for a in examples], device=told.device)
-        others = same & ~torch.eye(len(examples), dtype=torch.bool, device=told.device)
+        right = [[a.text == b.text or b.document in a.wanted for b in examples] for a in examples]
+        others = torch.tensor(right, device=told.device) & ~torch.eye(len(examples), dtype=torch.bool).to(told.device)
         labels = torch.arange(len(examples), device=told.device)
         return F.cross_entropy(told.masked_fill(others, -torch.inf), labels, reduction="sum")
 

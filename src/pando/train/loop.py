@@ -22,23 +22,19 @@ from typing import Any, Protocol
 import torch
 
 from pando.errors import PandoError
-from pando.files import atomic_write, check_format
-from pando.model.base import open_base
 from pando.model.config import ModelConfig
 from pando.model.transformer import Transformer
 from pando.train import checkpoint, plan
-from pando.train.config import PretrainConfig, build, changes, flat
-from pando.train.configfile import Given, read_config, write_config
+from pando.train.config import PretrainConfig, changes, flat
+from pando.train.configfile import read_config, write_config
 from pando.train.dial import model_config, train_flops
 from pando.train.finish import leave_base
 from pando.train.log import NAME, Log, Watcher, read_log
 from pando.train.parallel import Place, gathered
 from pando.train.prepare import Money, foresee, prepare
+from pando.train.record import base_hash, billed, read_run, same_run, was_kept, write_run
 from pando.train.shards import Shards
 from pando.train.trainer import Step, Trainer
-
-FORMAT = 1
-RUN, BILLED = "run.json", "billed.json"
 
 
 class Hooks(Protocol):
@@ -126,26 +122,26 @@ class _Run:
         cls, file: Path, shards: Shards, folder: Path, place: Place, money: Money, resume: bool, quiet: bool
     ) -> _Run:
         given = read_config(file)
-        found = _read_run(folder / RUN)
+        found = read_run(folder)
         start = checkpoint.newest(folder / "checkpoints") if found else None
         if found and not resume and (start or (folder / "model").exists()):
             raise PandoError(f"{folder} holds a run already: add --resume to go on with it, or name another --out")
-        if found and resume and start is None and _was_kept(folder):
+        if found and resume and start is None and was_kept(folder):
             raise PandoError(f"the checkpoints of the run in {folder} are gone: put them back, or name another --out")
         if found and resume:
-            config = _same_run(given, found, folder, shards)
+            config = same_run(given, found, folder, shards)
             run = cls(folder, config, shards, place, money, found)
         else:
             start = None
             resolved = prepare(given, shards, place, money)
             said = foresee(resolved.config, shards, place, money)
             facts = {"given": given.values, "corpus": shards.hash, "forecast": said.as_dict(), "started": time.time()}
-            facts |= {"base": _base_hash(resolved.config)}
+            facts |= {"base": base_hash(resolved.config)}
             run = cls(folder, resolved.config, shards, place, money, facts)
             if place.first:
                 folder.mkdir(parents=True, exist_ok=True)
                 write_config(resolved.config, folder / "config.yaml", resolved.notes)
-                atomic_write(folder / RUN, json.dumps({"format_version": FORMAT, **facts}))
+                write_run(folder, facts)
         run._begin(start, quiet)
         return run
 
@@ -352,59 +348,3 @@ class _Run:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
-
-
-def billed(folder: Path) -> dict[str, Any]:
-    """What of a run is in the ledger: seconds, tokens, and whether it is as a finished one."""
-    try:
-        found: dict[str, Any] = json.loads((folder / BILLED).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {"seconds": 0.0, "tokens": 0, "finished": False}
-    return found
-
-
-def note_billed(outcome: Outcome) -> None:
-    """Notes that all of it is in the ledger now."""
-    noted = {"seconds": outcome.seconds, "tokens": outcome.tokens, "finished": outcome.finished}
-    atomic_write(outcome.folder / BILLED, json.dumps(noted))
-
-
-def _was_kept(folder: Path) -> bool:
-    """Whether the run once had a checkpoint."""
-    return (folder / "model").exists() or any(one["kind"] == "checkpoint" for one in read_log(folder / NAME))
-
-
-def _base_hash(config: PretrainConfig) -> str | None:
-    return None if config.base is None else open_base(config.base).identity.hash
-
-
-def _read_run(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise PandoError(f"{path} is damaged ({error}): name another --out") from None
-    check_format(str(path), found.get("format_version"), FORMAT)
-    return found
-
-
-def _same_run(given: Given, found: dict[str, Any], folder: Path, shards: Shards) -> PretrainConfig:
-    """The resolved config of a run that is gone on with. What only says how the work is done may have changed."""
-    if found["corpus"] != shards.hash:
-        raise PandoError(
-            f"{shards.folder} is not the corpus of the run in {folder} ({shards.hash[:19]}, the run has "
-            f"{found['corpus'][:19]}): name that one with --corpus, or another --out"
-        )
-    old, new = found["given"], json.loads(json.dumps(given.values))
-    changed = changes(old, new)
-    if changed:
-        name = changed[0].split(" ")[0]
-        raise given.wrong(name, f"changed since the run in {folder} began: {'; '.join(changed)}; set it back")
-    resolved = read_config(folder / "config.yaml").values
-    if found.get("base") != _base_hash(build(resolved)):
-        raise given.wrong("base", f"has changed since the run in {folder} began: put it back, or name another --out")
-    free = {name: value for name, value in given.values.items() if old.get(name) != new.get(name)}
-    dropped = {name for name in old if name not in new}
-    config: PretrainConfig = build({**{k: v for k, v in resolved.items() if k not in dropped}, **free})
-    return config

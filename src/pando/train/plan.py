@@ -37,6 +37,7 @@ FITS = {
     "Besiroglu et al., arXiv 2404.10102": (1.8172, 482.01, 0.3478, 2085.43, 0.3658),
 }
 FIT_BYTES = 4.4  # bytes of a token there (MassiveText, 32,000 tokens; about)
+PASSES = 2  # forward over what a validation reads: the run's own objectives, and bits per byte; a step is three
 FIT_RANGE = (44e6, 16e9)  # weights of the smallest and largest model that was fitted
 
 
@@ -84,7 +85,8 @@ def forecast(
 ) -> Forecast:
     """Puts together what was measured and what the rules say."""
     tokens = config.steps * config.rows * config.sequence
-    hours = config.steps * speed.step_seconds / 3600
+    looked = validated_tokens(config, corpus.held_back) / (config.rows * config.sequence)
+    hours = (config.steps + looked * PASSES / 3) * speed.step_seconds / 3600
     middle: float | None = None
     low: float | None = None
     high: float | None = None
@@ -108,6 +110,14 @@ def forecast(
         bits_per_byte_high=high,
         extrapolated=not FIT_RANGE[0] <= model.parameters <= FIT_RANGE[1],
     )
+
+
+def validated_tokens(config: PretrainConfig, held_back: int) -> int:
+    """Tokens that all validations of a run read."""
+    watch = config.watch
+    times = -(-config.steps // watch.validate) if watch.validate else 1  # the last step is always looked at
+    times += config.base is not None  # and a base before the first
+    return times * min(watch.validation_tokens or held_back, held_back)
 
 
 def expected_bits(model: ModelConfig, tokens: float) -> tuple[float, float, float]:

@@ -35,7 +35,8 @@ def corpus_facts(shards: Shards) -> CorpusFacts:
     """What the dial needs of a corpus."""
     tokens = sum(source.tokens for source in shards.sources)
     size = sum(source.bytes for source in shards.sources)
-    return CorpusFacts(shards.vocab_size, shards.documents("train").tokens, size / max(1, tokens))
+    fresh, held_back = (shards.documents(split).tokens for split in ("train", "validation"))
+    return CorpusFacts(shards.vocab_size, fresh, size / max(1, tokens), held_back)
 
 
 def prepare(given: Given, shards: Shards, place: Place, money: Money) -> Resolved:
@@ -59,7 +60,7 @@ def prepare(given: Given, shards: Shards, place: Place, money: Money) -> Resolve
     found = _resolved(given, shards, place, money, number, guess)
     if "tokens" not in given.values and any(name.startswith("budget.") for name in given.values):
         said = foresee(found.config, shards, place, money)
-        reached = place.agree(said.flops / (said.steps * said.step_seconds))
+        reached = place.agree(said.flops / (3600 * said.hours))
         found = _resolved(given, shards, place, money, number, lambda: reached)
     return found
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pando.errors import PandoError
-from pando.files import check_format
 from pando.train.configfile import read_config
 from pando.train.log import NAME, losses, read_log
+from pando.train.record import RUN, read_run
 
 
 @dataclass(frozen=True)
@@ -58,15 +57,9 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def _read(folder: Path) -> Run:
-    try:
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        check_format(str(folder / "run.json"), run.get("format_version"), 1)
-    except FileNotFoundError:
-        raise PandoError(
-            f"{folder} holds no run (run.json is missing): name what `pando pretrain --out` wrote"
-        ) from None
-    except (ValueError, AttributeError) as error:
-        raise PandoError(f"{folder / 'run.json'} is damaged ({error})") from None
+    run = read_run(folder)
+    if not run:
+        raise PandoError(f"{folder} holds no run ({RUN} is missing): name what `pando pretrain --out` wrote")
     records = read_log(folder / NAME)
     steps = [one for one in records if one["kind"] == "step"]
     checks = [one for one in records if one["kind"] == "validation"]

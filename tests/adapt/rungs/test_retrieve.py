@@ -94,25 +94,40 @@ def test_it_serves_vectors_and_reranks(base: BaseModel, task: Task, tmp_path: Pa
         server = Running(model, tmp_path, tmp_path / "skins")
         try:
             asked: dict[str, Any] = {"query": "w003x w004x", "documents": ["the fox", {"text": "w003x w005x"}, "lazy"]}
-            found = server.post("rerank", **asked | {"model": "find-embed"}, top_n=2, return_documents=True)
+            found = server.post("rerank", **asked | {"model": "find-embed"}, return_documents=True)
             assert found.status_code == 200, found.text
             results = found.json()["results"]
+            best = server.post("rerank", **asked | {"model": "find-embed"}, top_n=2).json()["results"]
+            assert [one["index"] for one in best] == [one["index"] for one in results][:2]
             vectors = server.post("embeddings", model="find-embed", input=["w003x w004x", "w003x w005x"]).json()["data"]
             one, other = (np.array(each["embedding"]) for each in vectors)
             scores = {each["index"]: each["relevance_score"] for each in results}
-            assert len(results) == 2 and scores.get(1, one @ other) == pytest.approx(one @ other, abs=1e-5)
+            assert len(results) == 3 and scores[1] == pytest.approx(one @ other, abs=1e-5)
             assert skin.documents is not None and skin.documents.mean is not None
             assert all(set(each) == {"index", "relevance_score", "document"} for each in results)
             plain = server.post("rerank", **asked)
             assert plain.status_code == 200 and len(plain.json()["results"]) == 3
             words = server.post("rerank", **asked | {"model": "find-floor"})
             assert words.status_code == 400 and "words" in words.json()["error"]["message"]
-            empty = server.post("rerank", query="x", documents=[])
-            assert empty.status_code == 400
+            for wrong in ([], [3], "text"):
+                assert server.post("rerank", query="x", documents=wrong).status_code == 400
+            long = server.post("rerank", query="x", documents=["w003x", "w004x " * 5000])
+            assert long.status_code == 400 and long.json()["error"]["param"] == "documents"
             chat = server.post("chat/completions", model="find-floor", messages=[{"role": "user", "content": "w003x"}])
             assert next(iter(json.loads(chat.json()["choices"][0]["message"]["content"]))) == "d1"
         finally:
             server.stop()
+
+
+def test_a_corpus_without_words_is_no_trouble() -> None:
+    words = Bm25.fit(["", "a", "\u732b"])
+    assert words("a cat").tolist() == [0, 0, 0]
+
+
+def test_what_is_read_of_a_text() -> None:
+    how = Searching(1.0, query_prompt="Q: ", document_prompt="D: ", lower=True)
+    assert how.read("Paris", "query") == "q: paris" and how.read(" ", "document") == "d: ."
+    assert Searching(1.0).read("Paris", None) == "Paris"
 
 
 def test_bm25_is_that_of_its_definition() -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from pando.adapt.rungs.common import draft
+from pando.adapt.rungs.tokens import query_tokens
 from pando.files import atomic_write, content_hash
 from pando.interface import Capabilities, Features, Usage
 from pando.skin import Skin
@@ -76,7 +77,7 @@ class Hybrid:
 
     def cost(self, task: Task, lab: Lab) -> float:
         """What embedding costs, and select rows for each share."""
-        return Embed().cost(task, lab) + len(SHARES) * len(lab.select)
+        return Embed().cost(task, lab) + len(SHARES) * len(lab.select) * query_tokens(lab)
 
     def propose(self, task: Task, lab: Lab) -> list[Skin]:
         """One skin: the share of vectors that finds select rows' documents best; of equal ones the most even."""
@@ -106,7 +107,9 @@ def own_way(task: Task, lab: Lab, rung: str) -> tuple[Skin, bool]:
     own, depth = engine.base.embedding, engine.capabilities.layers
     tried = (depth,) if own.known else tuple(sorted({max(1, round(depth * share)) for share in DEPTHS}))
     most = min(own.max_tokens or TOKENS, engine.base.config.stacks[0].context_length)
-    searching = Searching(1.0, query_prompt=own.query, document_prompt=own.document, max_tokens=most)
+    searching = Searching(
+        1.0, query_prompt=own.query, document_prompt=own.document, max_tokens=most, lower=own.known and own.lower
+    )
     return draft(task, lab, rung, reading=Reading(tried, own.pooling), searching=searching), not own.known
 
 
@@ -131,10 +134,7 @@ def _kept(path: Path, skin: Skin, texts: Sequence[str], lab: Lab) -> np.ndarray:
         known: np.ndarray = np.load(path)
         return known
     start = time.perf_counter()
-    assert skin.searching is not None
-    asked = [skin.searching.document_prompt + text for text in texts]
-    # an empty document has a vector too
-    handles = [lab.model.submit(search_request(skin, text if text.strip() else ".")) for text in asked]
+    handles = [lab.model.submit(search_request(skin, text, "document")) for text in texts]
     answers = cast("list[Features]", [handle.result() for handle in handles])
     lab.bill("build", time.perf_counter() - start, sum((one.usage for one in answers), Usage()))
     vectors = np.stack([one.vectors for one in answers])

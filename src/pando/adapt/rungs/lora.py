@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from pando.adapt.rungs.common import draft
-from pando.adapt.rungs.embed import document_vectors, own_way
-from pando.adapt.rungs.tokens import call_tokens
+from pando.adapt.rungs.embed import Embed, document_vectors, own_way
+from pando.adapt.rungs.tokens import call_tokens, query_tokens
 from pando.errors import DataError
 from pando.files import atomic_dir, atomic_write
 from pando.interface import Capabilities, Usage
@@ -68,8 +68,14 @@ class Lora:
         return None
 
     def cost(self, task: Task, lab: Lab) -> float:
-        """Tokens forwarded: a step is worth three passes, and each checkpoint scores the select rows."""
-        trained = 3 * BATCH * planned_steps(len(lab.train)) * (1 + (len(RACE) - 1) * RACE_SHARE)
+        """Tokens forwarded: a step is worth three passes, and each checkpoint scores the select rows; of documents, the
+        only one reads the corpus."""
+        race = 1 + (len(RACE) - 1) * RACE_SHARE
+        if task.kind == "retrieve":
+            pairs = sum(len(row.output) for row in lab.train if isinstance(row.output, dict))
+            trained = 3 * _Finding.batch * planned_steps(pairs, _Finding.batch) * race
+            return trained * (LEARNT_TOKENS + query_tokens(lab)) + Embed().cost(task, lab)
+        trained = 3 * BATCH * planned_steps(len(lab.train)) * race
         return call_tokens(task, lab, 0) * (trained + CHECKPOINTS * len(lab.select))
 
     def propose(self, task: Task, lab: Lab) -> list[Skin]:
@@ -212,12 +218,13 @@ class _Finding:
         found: list[list[Any]] = []
         for row in rows:
             found.append([])
-            query = tokenizer.encode(how.query_prompt + row.text)
+            query = tokenizer.encode(how.read(row.text, "query"))
             wanted = [name for name, grade in row.output.items() if grade > 0] if isinstance(row.output, dict) else []
-            for ids in tokenizer.encode_batch([how.document_prompt + self._texts[name] for name in wanted]):
+            texts = tokenizer.encode_batch([how.read(self._texts[name], "document") for name in wanted])
+            for name, ids in zip(wanted, texts, strict=True):
                 document = tokenizer.cut(ids, min(how.max_tokens, LEARNT_TOKENS))
                 if query and document and len(query) <= self._engine.context_length:
-                    found[-1].append(PairExample(tuple(query), tuple(document)))
+                    found[-1].append(PairExample(tuple(query), tuple(document), name, frozenset(wanted)))
         return found
 
     def learning(self, model: Transformer) -> Learning[Any]:

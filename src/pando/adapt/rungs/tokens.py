@@ -30,6 +30,12 @@ def call_tokens(task: Task, lab: Lab, shots: int = 0) -> float:
     return (shots + 1) * row + _WRITTEN * _mean(outputs)
 
 
+def query_tokens(lab: Lab) -> float:
+    """Tokens of an input, the mean of the first training rows."""
+    rows = lab.train[:_COUNTED]
+    return _mean([lab.model.count_tokens(row.text) for row in rows])
+
+
 def answer_room(lab: Lab) -> int:
     """Most tokens that an answer may take, by the training rows'."""
     longest = max((answer_text(e.output) for e in lab.train if e.output is not None), key=len)
