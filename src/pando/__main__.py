@@ -1,6 +1,6 @@
 """`python -m pando` is the `pando` command."""
 
-from pando.cli import main
+from pando.cli import process
 
 if __name__ == "__main__":
-    main()
+    process()

@@ -108,18 +108,21 @@ def main() -> NoReturn:
         if error.errno not in _MEND:
             raise
         code = _fail(": ".join(filter(None, [str(error.filename or ""), _MEND[error.errno]])), 2)
-    _leave(code if isinstance(code, int) else 0)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _leave(code: int) -> NoReturn:
-    """Ends the process. Daft's threads may still be winding down, and can crash an interpreter that is taken apart
-    beneath them; what was made is on disk by now."""
-    if "daft" in sys.modules and "ray" not in sys.modules:  # Ray has a cluster to end
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+def process() -> NoReturn:
+    """`main` as a process of its own. Daft's threads may still be winding down at its end, and can crash an interpreter
+    that is taken apart beneath them; what was made is on disk by then."""
+    try:
+        main()
+    except SystemExit as end:
+        if "daft" in sys.modules and "ray" not in sys.modules:  # Ray has a cluster to end
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(end.code if isinstance(end.code, int) else 0)
+        raise
 
 
 def _fail(message: str, code: int, hint: str = "") -> int:
