@@ -209,11 +209,12 @@ def test_threads_and_kills_leave_no_trace(home: Path) -> None:
 
 def test_a_shard_that_was_written_to_is_made_anew(home: Path) -> None:
     wanted = build(home)["hash"]
-    shard = home / "out" / "train-00000.bin"
-    whole = shard.read_bytes()
-    with shard.open("r+b") as file:
-        file.write(b"\xff\xff")
-    assert build(home)["hash"] == wanted and shard.read_bytes() == whole
+    for suffix in (".bin", ".idx", ".docs"):
+        part = (home / "out" / "train-00000").with_suffix(suffix)
+        whole = part.read_bytes()
+        with part.open("r+b") as file:
+            file.write(b"\xff\xff")
+        assert build(home)["hash"] == wanted and part.read_bytes() == whole
 
 
 def test_a_new_file_leaves_most_of_what_was_read_as_it_is(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

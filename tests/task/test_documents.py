@@ -42,6 +42,15 @@ def task(folder: Path, **data: Any) -> Task:
     return made
 
 
+def judged(folder: Path, *lines: str) -> Task:
+    """A task whose judgements are lines of query, document and grade."""
+    made = task(folder, file=None, train="train.tsv", test="test.tsv", queries="queries.jsonl")
+    write(folder / "queries.jsonl", [{"_id": i, "query": f"question {i}"} for i in range(4)])
+    rows = ["query-id\tcorpus-id\twanted", *(line.replace(" ", "\t") for line in lines)]
+    (folder / "train.tsv").write_text("".join(f"{row}\n" for row in rows))
+    return made
+
+
 WANTED: list[tuple[str, Any]] = [
     ("cats", ["d1"]),
     ("dogs", {"d2": 2, "d1": 0}),
@@ -60,10 +69,7 @@ def test_documents_and_wanted_ones_are_read(tmp_path: Path) -> None:
 
 
 def test_judgements_are_joined_with_their_queries(tmp_path: Path) -> None:
-    made = task(tmp_path, file=None, train="train.tsv", test="test.tsv", queries="queries.jsonl")
-    write(tmp_path / "queries.jsonl", [{"_id": i, "query": f"question {i}"} for i in range(4)])
-    head = "query-id\tcorpus-id\twanted\n"
-    (tmp_path / "train.tsv").write_text(head + "0\td1\t1\n1\td2\t1\n0\t3\t2\n9\td1\t1\n2\tnone\t1\n3\td1\tmuch\n")
+    made = judged(tmp_path, "0 d1 1", "1 d2 1", "0 3 2", "9 d1 1", "2 none 1", "3 d1 much")
     table = read_table(made, "train.tsv")
     assert [(one.inputs["query"], one.output, one.line) for one in table.examples] == [
         ("question 0", {"d1": 1, "3": 2}, 2),
@@ -77,10 +83,7 @@ def test_judgements_are_joined_with_their_queries(tmp_path: Path) -> None:
 
 
 def test_grades_that_want_nothing_need_no_document_and_none_is_given_twice(tmp_path: Path) -> None:
-    made = task(tmp_path, file=None, train="train.tsv", test="test.tsv", queries="queries.jsonl")
-    write(tmp_path / "queries.jsonl", [{"_id": i, "query": f"question {i}"} for i in range(2)])
-    head = "query-id\tcorpus-id\twanted\n"
-    (tmp_path / "train.tsv").write_text(head + "0\td1\t1\n0\tgone\t0\n0\td2\t-2\n1\td2\t1\n1\td2\t1\n1\td2\t2\n")
+    made = judged(tmp_path, "0 d1 1", "0 gone 0", "0 d2 -2", "1 d2 1", "1 d2 1", "1 d2 2")
     table = read_table(made, "train.tsv")
     assert [one.output for one in table.examples] == [{"d1": 1, "d2": 0}, {"d2": 1}]
     assert [(bad.line, bad.why) for bad in table.bad] == [(7, "'d2' has another grade for '1' in line 5")]

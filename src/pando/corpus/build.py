@@ -295,7 +295,7 @@ def _write_shards(
             mark = [names[part] for part in used], content_hash(plan.tobytes())
             out = made.folder / "shards" / key_of("shard", shards.FORMAT_VERSION, tokenizer.dtype, *mark)
             outs[split].append(out)
-            if not shards.intact(out):
+            if not shards.intact(out, plan):
                 near.save_array(out.with_suffix(".plan.npy"), plan)
                 paths = [str(files[part].with_suffix(".bin")) for part in used]
                 where = {"plan": str(out.with_suffix(".plan.npy")), "out": str(out), "parts": paths}

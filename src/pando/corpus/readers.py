@@ -35,12 +35,11 @@ SUFFIXES = {
     ".tsv": "csv",
     ".warc": "warc",
 }
-CODE = frozenset(
-    """
-    .py .pyi .js .jsx .ts .tsx .java .c .h .cc .cpp .hpp .cs .go .rs .rb .php .swift .kt .scala .sh .sql .lua
-    .pl .r .jl .m .hs .ml .ex .erl .clj .css .scss .toml .yaml .yml
-    """.split()  # noqa: SIM905
-)
+CODE = frozenset((
+    ".py", ".pyi", ".js", ".jsx", ".ts", ".tsx", ".java", ".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".go",
+    ".rs", ".rb", ".php", ".swift", ".kt", ".scala", ".sh", ".sql", ".lua", ".pl", ".r", ".jl", ".m", ".hs",
+    ".ml", ".ex", ".erl", ".clj", ".css", ".scss", ".toml", ".yaml", ".yml",
+))  # fmt: skip
 _CONTROL = bytes(set(range(32)) - {9, 10, 12, 13, 27})
 _UNREADABLE = (OSError, EOFError, zlib.error, UnicodeError)
 _WIDE = ("utf-16", "utf-32")  # whose bytes look binary

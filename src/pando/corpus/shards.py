@@ -42,7 +42,7 @@ def gather(task: dict[str, Any]) -> dict[str, Any]:
     out.parent.mkdir(parents=True, exist_ok=True)
     for suffix, content in ((".bin", flat.tobytes()), (".idx", index.tobytes())):
         atomic_write(out.with_suffix(suffix), content)
-    atomic_write(out.with_suffix(".docs"), plan[:, 5].astype("<u8").tobytes())
+    atomic_write(out.with_suffix(".docs"), _lineage(plan))
     facts = {
         "tokens": len(flat),
         "documents": len(plan),
@@ -53,16 +53,19 @@ def gather(task: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def intact(out: Path) -> bool:
-    """Whether a shard is there as `gather` left it: a corpus shares its files, and may have been written to since."""
+def intact(out: Path, plan: Any) -> bool:
+    """Whether a shard of that plan is there as `gather` left it: a corpus shares its files, and may have been written
+    to since."""
     try:
         facts = json.loads(out.with_suffix(".json").read_text())
-        return all(
-            content_hash(out.with_suffix(suffix)) == facts[name]
-            for suffix, name in ((".bin", "hash"), (".idx", "index_hash"))
-        )
+        hashes = [content_hash(out.with_suffix(suffix)) for suffix in (".bin", ".idx", ".docs")]
     except FileNotFoundError:
         return False
+    return hashes == [facts["hash"], facts["index_hash"], content_hash(_lineage(plan))]
+
+
+def _lineage(plan: Any) -> bytes:
+    return bytes(plan[:, 5].astype("<u8").tobytes())
 
 
 def manifest(content: dict[str, Any]) -> dict[str, Any]:

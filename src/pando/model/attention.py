@@ -22,7 +22,8 @@ def attention(
     Returns:
         [B, heads, T, e].
     """
-    if q.device.type == "cpu" and q.requires_grad and (torch.is_autocast_enabled("cpu") or q.dtype != torch.float32):
+    learnt = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if learnt and q.device.type == "cpu" and (torch.is_autocast_enabled("cpu") or q.dtype != torch.float32):
         # In bfloat16 its backward pass keeps a kernel for each shape that it meets, gigabytes in the end, and wins
         # nothing.
         with torch.autocast("cpu", enabled=False):

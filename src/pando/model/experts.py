@@ -13,7 +13,7 @@ from pando.model.config import ExpertsConfig, RouterConfig
 from pando.model.context import Context
 from pando.model.layers import ACTIVATIONS, ExpertProjection, Mlp
 
-_BLOCK = 64
+_BLOCK = 64  # rows, see `_whole_blocks`
 
 
 class Router(nn.Module):

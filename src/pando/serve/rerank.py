@@ -5,7 +5,7 @@ cross-encoder says that they answer it (a probability). Fields are called as in 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -37,8 +37,8 @@ async def rerank(body: RerankBody, request: Request) -> Response:
                 ScoreRequest(context=body.query, continuations=[one], skin=call.served.adapter, truncate=body.truncate)
                 for one in body.documents
             ]
-            told = await call.ask(asked)
-            return _answer(call, body, [math.exp(one.logprobs[0]) for one in told if isinstance(one, Scores)])
+            told = cast("list[Scores]", await call.ask(asked))
+            return _answer(call, body, [math.exp(one.logprobs[0]) for one in told])
         texts, sides = [body.query, *body.documents], ["query", *["document"] * len(body.documents)]
         vectors = await embed(call, texts, sides, body.truncate)  # type: ignore[arg-type]
         return _answer(call, body, (vectors[1:] @ vectors[0]).tolist())

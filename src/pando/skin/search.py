@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
+
+from pando.interface import Side
 
 K1, B = 1.5, 0.75  # BM25's usual ones, as bm25s has them
 
@@ -105,10 +106,10 @@ class Searching:
     max_tokens: int = 256
     lower: bool = False
 
-    def read(self, text: str, side: Literal["query", "document"] | None) -> str:
-        """What is read of a text for its vector: its prompt before it, and never nothing."""
+    def read(self, text: str, side: Side | None) -> str:
+        """What is read of a text for its vector: its prompt before it. An empty document has a vector too, a dot's."""
         prompt = {"query": self.query_prompt, "document": self.document_prompt, None: ""}[side]
-        found = prompt + (text if text.strip() else ".")
+        found = prompt + (text if text.strip() or side != "document" else ".")
         return found.lower() if self.lower else found
 
 

@@ -16,7 +16,7 @@ from pando.train.example import IGNORE
 from pando.train.packing import Piece
 
 PADDING = -1  # number of the document that padding is
-_SIDE = 64
+_SIDE = 64  # what an encoder and its decoder read is filled up to a multiple of it
 _ARRAYS = ("tokens", "targets", "documents", "positions", "prefix", "objective")
 
 

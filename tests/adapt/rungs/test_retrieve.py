@@ -127,7 +127,7 @@ def test_a_corpus_without_words_is_no_trouble() -> None:
 def test_what_is_read_of_a_text() -> None:
     how = Searching(1.0, query_prompt="Q: ", document_prompt="D: ", lower=True)
     assert how.read("Paris", "query") == "q: paris" and how.read(" ", "document") == "d: ."
-    assert Searching(1.0).read("Paris", None) == "Paris"
+    assert Searching(1.0).read("Paris", None) == "Paris" and Searching(1.0).read(" ", "query") == " "
 
 
 def test_bm25_is_that_of_its_definition() -> None:

@@ -72,7 +72,7 @@ class Lora:
         only one reads the corpus."""
         race = 1 + (len(RACE) - 1) * RACE_SHARE
         if task.kind == "retrieve":
-            pairs = sum(len(row.output) for row in lab.train if isinstance(row.output, dict))
+            pairs = sum(len(_wanted(row)) for row in lab.train)
             trained = 3 * _Finding.batch * planned_steps(pairs, _Finding.batch) * race
             return trained * (LEARNT_TOKENS + query_tokens(lab)) + Embed().cost(task, lab)
         trained = 3 * BATCH * planned_steps(len(lab.train)) * race
@@ -219,7 +219,7 @@ class _Finding:
         for row in rows:
             found.append([])
             query = tokenizer.encode(how.read(row.text, "query"))
-            wanted = [name for name, grade in row.output.items() if grade > 0] if isinstance(row.output, dict) else []
+            wanted = _wanted(row)
             texts = tokenizer.encode_batch([how.read(self._texts[name], "document") for name in wanted])
             for name, ids in zip(wanted, texts, strict=True):
                 document = tokenizer.cut(ids, min(how.max_tokens, LEARNT_TOKENS))
@@ -238,6 +238,11 @@ class _Finding:
         adapted = replace(self._bare, adapter=adapter)
         vectors = document_vectors(adapted, self._lab)[:, 0]
         return replace(adapted, documents=DocumentIndex(self._lab.documents.ids, None, unit(vectors, None)))
+
+
+def _wanted(row: Example) -> list[str]:
+    """The documents that a query wants."""
+    return [name for name, grade in row.output.items() if grade > 0] if isinstance(row.output, dict) else []
 
 
 def planned_steps(rows: int, batch: int = BATCH) -> int:

@@ -32,8 +32,7 @@ def call_tokens(task: Task, lab: Lab, shots: int = 0) -> float:
 
 def query_tokens(lab: Lab) -> float:
     """Tokens of an input, the mean of the first training rows."""
-    rows = lab.train[:_COUNTED]
-    return _mean([lab.model.count_tokens(row.text) for row in rows])
+    return _mean(_counts(lab)[0])
 
 
 def answer_room(lab: Lab) -> int:

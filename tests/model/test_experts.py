@@ -1,0 +1,36 @@
+"""Groups that are filled up to whole blocks multiply as those that are not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pando.model import experts
+from pando.model.context import RowContext
+from pando.model.upcycle import mixture_config
+from tests.model import tiny
+
+
+@pytest.mark.parametrize("block", [2, 7])
+def test_whole_blocks_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model(mixture_config(tiny.config(), 4, 2)).requires_grad_()
+    tokens = torch.randint(0, 320, (2, 150), generator=torch.Generator().manual_seed(0))
+    counts: list[int] = []
+    forward = experts.ExpertProjection.forward
+
+    def noted(self: Any, x: Any, groups: Any, *more: Any) -> Any:
+        counts.extend(groups.tolist())
+        return forward(self, x, groups, *more)
+
+    monkeypatch.setattr(experts.ExpertProjection, "forward", noted)
+    found = []
+    for size in (10_000, block):
+        monkeypatch.setattr(experts, "_BLOCK", size)
+        counts.clear()
+        logits = model.head(model(tokens, RowContext(tokens)))
+        found.append((logits, *torch.autograd.grad(logits.square().mean(), list(model.parameters()))))
+        assert any(count % block for count in counts) == (size != block)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
