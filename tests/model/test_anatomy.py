@@ -20,7 +20,7 @@ from pando.model.checkpoint import load_model, read_json
 from pando.model.context import RowContext
 from pando.model.families import read_config
 from pando.report.anatomy import compared, picture
-from tests.model import test_encoders
+from tests.model import test_encoders, test_seq2seq
 from tests.model.test_encoders import ENCODERS
 from tests.model.test_families import CASES, theirs
 
@@ -195,6 +195,16 @@ def test_bytes_are_those_of_what_the_engine_holds(name: str, tmp_path: Path) -> 
     ):
         held = [*made.parameters(), *made.buffers()]
         assert said[number] == pytest.approx(sum(one.nbytes for one in held), rel=0.01), number
+
+
+def test_attention_of_a_full_context_is_each_tokens_share_of_it() -> None:
+    """An encoder's tokens see all others once; a decoder's last one sees all before it."""
+    shape = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96, "num_hidden_layers": 2}
+    for kind in ("bert", "llama"):
+        found = facts(read_config({"model_type": kind, "vocab_size": 320, "max_position_embeddings": 128} | shape), "x")
+        assert found["attention_flops_per_token"] == 2 * 4 * 128 * 64
+    t5 = read_config({"model_type": "t5"} | test_seq2seq.T5)
+    assert facts(t5, "x")["encoder"]["attention_flops_per_token"] == 3 * 4 * 512 * 4 * 24
 
 
 def test_windows_bound_the_cache() -> None:

@@ -42,7 +42,8 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "xlm-roberta": ("xlm-roberta", ROBERTA),
     "modernbert": ("modernbert", MODERN),
     "modernbert with biases": (
-        "modernbert", MODERN | {"norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True},
+        "modernbert", MODERN | {"norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True,
+                                "classifier_activation": "silu"},
     ),
 }  # fmt: skip
 LENGTH = 40
@@ -131,6 +132,23 @@ def test_norms_with_their_old_names_are_read(name: str, tmp_path: Path) -> None:
     save_file(old, file, {"format": "pt"})
     found = load_model(folder, shape, "cpu", torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(wanted.parameters(), found.parameters(), strict=True))
+
+
+def test_what_googles_files_say_is_read(tmp_path: Path) -> None:
+    """bert-base-multilingual and others: the head of pretraining, and switches of a pooler that nobody uses."""
+    from transformers import AutoConfig, BertForPreTraining
+
+    torch.manual_seed(0)
+    reference = BertForPreTraining(AutoConfig.for_model("bert", **COMMON)).eval()
+    reference.save_pretrained(tmp_path)
+    pooler = {"pooler_fc_size": 768, "pooler_num_attention_heads": 12, "pooler_num_fc_layers": 3}
+    pooler |= {"directionality": "bidi", "pooler_size_per_head": 128, "pooler_type": "first_token_transform"}
+    shape = read_config(read_json(tmp_path / "config.json") | pooler)
+    ours, ids = load_model(tmp_path, shape, "cpu", torch.float32), tokens()
+    with torch.no_grad():
+        assert (ours.head(ours(ids, both(ids))) - reference(ids).prediction_logits).abs().max() < 1e-4
+    with pytest.raises(BaseModelError, match="architectures is 'BertModel'"):
+        read_config({"model_type": "bert", "architectures": "BertModel"} | COMMON)
 
 
 def test_losses_of_packed_documents_are_those_of_each_alone(
@@ -276,6 +294,9 @@ def test_a_sentence_encoder_embeds_as_its_files_say(sentences: Path) -> None:
         ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "pooling_mode_max_tokens"),
         ("1_Pooling/config.json", {"pooling_mode_cls_token": True, "include_prompt": False}, "include_prompt false"),
         ("sentence_bert_config.json", [], "JSON object"),
+        ("config_sentence_transformers.json", {"prompts": ["query: "]}, "prompts is"),
+        ("config_sentence_transformers.json", {"prompts": {"query": 1}}, "prompts is"),
+        ("config_sentence_transformers.json", {"default_prompt_name": "query"}, "default_prompt_name is 'query'"),
     ],
 )
 def test_what_is_not_covered_is_named(sentences: Path, file: str, content: Any, named: str) -> None:

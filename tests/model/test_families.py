@@ -86,7 +86,7 @@ CASES |= {
     "qwen3_moe": ("qwen3_moe", COMMON | MOE | {"mlp_only_layers": [1], "norm_topk_prob": True}),
     "deepseek_v2": ("deepseek_v2", DEEPSEEK | {"topk_method": "group_limited_greedy", "routed_scaling_factor": 1.5}),
     "deepseek_v2 lite": ("deepseek_v2", DEEPSEEK | {"q_lora_rank": None, "rope_parameters": DEEP_YARN}),
-    "deepseek_v3": ("deepseek_v3", DEEPSEEK | {"routed_scaling_factor": 2.0}),
+    "deepseek_v3": ("deepseek_v3", DEEPSEEK | {"routed_scaling_factor": 2.0, "rms_norm_eps": 1e-2}),
     "deepseek_v3 stretched": ("deepseek_v3", DEEPSEEK | {"rope_parameters": DEEP_YARN, "rope_interleave": False}),
 }
 LENGTH = 40
@@ -169,6 +169,12 @@ def test_what_a_config_leaves_out_is_what_transformers_takes_or_named(kind: str)
             required.append(key)
             assert "config.json: " in str(error)
     assert len(required) < 10, required
+
+
+def test_windows_that_are_not_given_are_those_of_transformers() -> None:
+    shape = {"model_type": "qwen3", "use_sliding_window": True, "max_window_layers": 2} | COMMON
+    assert [layer.attention.window for layer in read_config(shape).layers] == [None, None, 4096, 4096]
+    assert {layer.attention.window for layer in read_config(shape | {"sliding_window": None}).layers} == {None}
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -318,6 +324,9 @@ def test_copies_in_other_numbers_run(pair: tuple[Any, Transformer, Path]) -> Non
             # experts that are nearly as good change places, so that single tokens may differ a lot
             assert (rough - exact).abs().median() < 0.15 * exact.abs().median()
         assert torch.equal(ours.head(ours(ids, RowContext(ids))), exact)  # it is a copy that was changed
+        for copy in (half, small):  # balancing moves it by less than bfloat16 tells
+            biases = {name: p for name, p in copy.named_parameters() if name.endswith("router.bias")}
+            assert all(torch.equal(p, dict(ours.named_parameters())[name]) for name, p in biases.items())
 
 
 @pytest.mark.parametrize(
@@ -328,6 +337,11 @@ def test_copies_in_other_numbers_run(pair: tuple[Any, Transformer, Path]) -> Non
             {"first_k_dense_replace": 9},
             "first_k_dense_replace is 9; expected less than num_hidden_layers",
         ),
+        ("deepseek_v3", {"n_group": 3}, "3 groups"),
+        ("deepseek_v3", {"num_experts_per_tok": 5}, "5 experts of a token"),
+        ("deepseek_v3", {"n_group": 8, "topk_group": 8}, "8 experts in 8 groups"),
+        ("mixtral", {"num_experts_per_tok": 5}, "5 .num_experts_per_tok. of 4 experts"),
+        ("qwen3", {"rope_theta": 1.0, "rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_theta 1 cannot"),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma3", {"layer_types": ["full_attention"]}, "layer_types"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pando.model.base import open_base
-from pando.model.config import ExpertsConfig, ModelConfig
+from pando.model.config import ExpertsConfig, ModelConfig, RopeScaling
 from pando.model.context import RowContext
 from pando.model.families import family, read_config
 from pando.model.gguf_write import _pairs
@@ -24,14 +24,20 @@ from tests.model.test_seq2seq import T5
 WIDE = {"head_dim": 256, "query_pre_attn_scalar": 256}  # the only one that transformers takes from a file
 UNTIED = {"tie_word_embeddings": False}
 FAR = T5 | {"relative_attention_max_distance": 128, "num_decoder_layers": 3}  # which files do not say
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "attention_factor": 1.25}
 SHAPES: dict[str, dict[str, Any]] = {
     "gemma2": GEMMA | WIDE | {"model_type": "gemma2"},
     "gemma3": GEMMA | WIDE | {"model_type": "gemma3_text", "num_hidden_layers": 6},
+    "gemma3 stretched": GEMMA
+    | WIDE
+    | {"model_type": "gemma3_text", "num_hidden_layers": 6, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
     "phi3": COMMON | {"model_type": "phi3"},
     "starcoder2": COMMON | {"model_type": "starcoder2"},
     "gpt2": GPT2 | {"model_type": "gpt2", "n_positions": 1024},
     "olmo2": COMMON | {"model_type": "olmo2"},
     "olmo3": COMMON | {"model_type": "olmo3", "sliding_window": 8, "num_hidden_layers": 4},
+    "olmo3 stretched": COMMON
+    | {"model_type": "olmo3", "sliding_window": 8, "num_hidden_layers": 4, "rope_scaling": YARN},
     "gpt_neox": NEOX | {"model_type": "gpt_neox", "rotary_pct": 0.5},
     "gpt_neox, one after the other": NEOX | {"model_type": "gpt_neox", "use_parallel_residual": False},
     "t5": FAR | {"model_type": "t5"},
@@ -101,7 +107,12 @@ def metadata(writer: gguf.GGUFWriter, name: str, model: Transformer) -> None:
         writer.add_head_count_kv(attention.kv_heads)
         rope = next(one.attention.rope for one in reversed(shape.layers) if one.attention.rope is not None)
         writer.add_rope_freq_base(rope.theta)
-    if name == "olmo3":
+        stretch(writer, rope.scaling)
+    if name == "phi3":
+        writer.add_rope_scaling_orig_ctx_len(shape.context_length)
+        writer.add_rope_dimension_count(rope.dim)
+        writer.add_sliding_window(0)
+    if name.startswith("olmo3"):
         writer.add_sliding_window(8)
         writer.add_sliding_window_pattern([layer.attention.window is not None for layer in shape.layers])
     if name == "smollm3":
@@ -121,6 +132,18 @@ def metadata(writer: gguf.GGUFWriter, name: str, model: Transformer) -> None:
             writer.add_expert_feed_forward_length(mixture.hidden)
         if mixture.shared:
             writer.add_expert_shared_feed_forward_length(mixture.shared)
+
+
+def stretch(writer: gguf.GGUFWriter, scaling: RopeScaling | None) -> None:
+    """Rotary positions that are stretched."""
+    if scaling is None:
+        return
+    writer.add_rope_scaling_type(gguf.RopeScalingType(scaling.kind))
+    writer.add_rope_scaling_factor(scaling.factor)
+    if scaling.kind == "yarn":
+        assert scaling.attention_factor is not None
+        writer.add_rope_scaling_orig_ctx_len(scaling.original_length)
+        writer.add_rope_scaling_attn_factors(scaling.attention_factor)
 
 
 def t5_metadata(writer: gguf.GGUFWriter, shape: ModelConfig) -> None:

@@ -132,6 +132,7 @@ def test_tokenizers_keep_their_ids_and_the_model_its_rows(name: str, tmp_path: P
     [
         (tiny.config(bias=True), "biases"),
         (tiny.config(scaling=RopeScaling("llama3", 8.0, 32)), "llama3"),
+        (tiny.config(scaling=RopeScaling("yarn", 8.0, 32, attention_factor=1.1)), "yarn with settings of its own"),
         (windowed(tiny.config(family="qwen3")), "a sliding window"),
     ],
 )

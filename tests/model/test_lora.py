@@ -136,6 +136,7 @@ def only_a_pickle(folder: Path) -> None:
     [
         (lambda folder: rewrite_config(folder, use_dora=True), "use_dora"),
         (lambda folder: rewrite_config(folder, bias="all"), "bias"),
+        (lambda folder: rewrite_config(folder, init_lora_weights="pissa_niter_4"), "pissa_niter_4"),
         (lambda folder: rewrite_config(folder, peft_type="IA3"), "peft_type is 'IA3'"),
         (lambda folder: rewrite_config(folder, r=0), "r must be a positive number"),
         (lambda folder: (folder / CONFIG_FILE).write_text("{"), "not valid JSON"),

@@ -79,7 +79,10 @@ def test_model_saved_by_transformers_loads_with_the_same_logits_and_gradients(na
 @pytest.mark.parametrize(
     ("switch", "named"),
     [
-        ({"use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}, "sliding_window"),
+        (
+            {"use_sliding_window": True, "layer_types": ["sliding_attention"] * 2, "sliding_window": None},
+            "sliding_window",
+        ),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),

@@ -111,6 +111,26 @@ def test_logits_and_gradients_are_those_of_transformers(
     tiny.check_gradients(record_property, ours, wanted)
 
 
+def test_heads_that_transformers_5_calls_tied_are_told_by_their_scale() -> None:
+    said = {"model_type": "t5", "tie_word_embeddings": True} | T5
+    assert read_config(said).tied and read_config(said).head_scale == 64**-0.5
+    untied = read_config(said | {"scale_decoder_outputs": False})
+    assert not untied.tied and untied.head_scale == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "switch", "named"),
+    [
+        ("t5", {"relative_attention_num_buckets": 2}, "2 buckets"),
+        ("t5", {"relative_attention_max_distance": 4}, "distances up to 4"),
+        ("bart", {"init_std": "small"}, "init_std"),
+    ],
+)
+def test_what_cannot_be_is_named(kind: str, switch: dict[str, Any], named: str) -> None:
+    with pytest.raises(BaseModelError, match=named):
+        read_config({"model_type": kind} | {"t5": T5, "bart": BART}[kind] | switch)
+
+
 def test_saved_again_it_opens_in_transformers_and_here(
     pair: tuple[Any, Transformer, Path], tmp_path: Path, record_property: Recorder
 ) -> None:

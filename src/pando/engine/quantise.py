@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pando.model.config import EXACT
 from pando.model.layers import Projection
 from pando.model.transformer import Transformer
 
@@ -51,12 +52,14 @@ class Int8Projection(Projection):
 
 
 def quantise(model: Transformer) -> Transformer:
-    """Replaces every projection inside the blocks by its int8 version, in place; the rest becomes bfloat16."""
+    """Replaces every projection inside the blocks by its int8 version, in place; the rest becomes bfloat16, but for
+    what `EXACT` names."""
     for block in model.blocks:
         for module in list(block.modules()):
             for name, child in module.named_children():
                 if isinstance(child, Projection):
                     setattr(module, name, Int8Projection(child))
-    for parameter in model.parameters():
-        parameter.data = parameter.data.bfloat16()
+    for name, parameter in model.named_parameters():
+        if not name.endswith(EXACT):
+            parameter.data = parameter.data.bfloat16()
     return model

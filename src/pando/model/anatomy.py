@@ -70,7 +70,7 @@ def facts(config: ModelConfig, name: str) -> dict[str, Any]:
             "embedding": config.vocab_size * config.d_model,
         },
         "flops_per_token": matrices,
-        "attention_flops_per_token": costs.flops(config, 1, length - 1, source=read) - costs.matrix_flops(config),
+        "attention_flops_per_token": _attention_flops(config, source=read),
         # an encoder keeps nothing of a text once its vectors are there
         "kv_bytes_per_token": 0 if config.both_ways else costs.cache_bytes(config, CACHE_NUMBER),
         "kv_bytes_at_context": 0 if config.both_ways else sum(_cached(layer, length) for layer in config.layers),
@@ -83,6 +83,14 @@ def facts(config: ModelConfig, name: str) -> dict[str, Any]:
     }
 
 
+def _attention_flops(config: ModelConfig, source: int = 0) -> int:
+    """Of a token where the context is full: of the last one, or, where all see all, of each."""
+    length = config.context_length
+    if config.both_ways:
+        return costs.flops(config, length) // length - costs.matrix_flops(config)
+    return costs.flops(config, 1, length - 1, source=source) - costs.matrix_flops(config)
+
+
 def _encoder(config: ModelConfig, encoder: ModelConfig) -> dict[str, Any]:
     """What an encoder-decoder's input costs: each token of it is read once, before the first token of the answer."""
     length = encoder.context_length
@@ -91,7 +99,7 @@ def _encoder(config: ModelConfig, encoder: ModelConfig) -> dict[str, Any]:
         "context_length": length,
         "blocks": _blocks(encoder),
         "flops_per_token": costs.source_matrix_flops(config),
-        "attention_flops_per_token": costs.source_flops(config, length) // length - costs.source_matrix_flops(config),
+        "attention_flops_per_token": _attention_flops(encoder),
         "kv_bytes_per_token": costs.source_cache_bytes(config, CACHE_NUMBER),
     }
 

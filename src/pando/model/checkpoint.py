@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pando.errors import BaseModelError
-from pando.model.config import ModelConfig
+from pando.model.config import EXACT, ModelConfig
 from pando.model.families import Family, Packed, family
 
 if TYPE_CHECKING:
@@ -115,7 +115,8 @@ def load_model(folder: Path, config: ModelConfig, device: str, dtype: torch.dtyp
                 continue
             pieces = part.split(tensor, [shapes[ours][0] for ours in part.ours])
             for ours, piece in zip(part.ours, pieces, strict=True):
-                state[ours] = piece.to(device=device, dtype=dtype, copy=len(pieces) > 1).contiguous()
+                number = torch.float32 if ours.endswith(EXACT) else dtype
+                state[ours] = piece.to(device=device, dtype=number, copy=len(pieces) > 1).contiguous()
     _drop_tied_head(config, spare, state)
     _drop_known(found, spare, state)
     for key in sorted(spare):

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+EXACT = "router.bias"  # ends the names of parameters that stay float32: balancing moves it by less than bfloat16 tells
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -78,12 +80,14 @@ class LatentConfig:
         rope_dim: numbers of the one key a token that has positions; all heads share it.
         value_dim: of each head.
         q_rank: queries are projected from a vector of so many numbers; None: from the token itself.
+        eps: of the norms of both vectors, whatever that of the others is.
     """
 
     rank: int
     rope_dim: int
     value_dim: int
     q_rank: int | None = None
+    eps: float = 1e-6
 
 
 @dataclass(frozen=True)

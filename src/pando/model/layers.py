@@ -6,6 +6,7 @@ Shapes: `...` is any arrangement of tokens ([N] packed or [B, T] rows), D = d_mo
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -161,6 +162,7 @@ class LatentAttention(nn.Module):
         assert latent is not None
         self.layer, self.config, self.latent = layer, config, latent
         self.plain = config.head_dim - latent.rope_dim  # numbers of a key without positions
+        norm = replace(norm, eps=latent.eps)
         if latent.q_rank is not None:
             self.q_a = Projection(f"{site}.q_a", d_model, latent.q_rank, config.bias)
             self.q_norm = Norm(latent.q_rank, norm)

@@ -37,6 +37,9 @@ _UNSUPPORTED = (
     "trainable_token_indices", "use_bdlora", "arrow_config", "lora_bias",
     "velora_config", "monteclora_config",
 )  # fmt: skip
+# What `init_lora_weights` may be: how A and B were drawn. All else of it (PiSSA, OLoRA, CorDA, LoftQ and others) takes
+# something from the base's own weights, which such an adapter therefore does not fit as they are.
+_DRAWN = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
 def save_peft(
@@ -224,6 +227,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
         wrong = [*wrong, "bias"]
     if wrong:
         raise SkinError(f"{path}: {', '.join(wrong)} is set, which is not supported")
+    drawn = config.get("init_lora_weights")
+    if drawn not in _DRAWN:
+        raise SkinError(
+            f"{path}: init_lora_weights is {drawn!r}, which changed the base's own weights; save the adapter with "
+            "PEFT's path_initial_model_for_weight_conversion, which makes an ordinary one of it"
+        )
     for name in ("r", "lora_alpha"):
         if not isinstance(config.get(name), (int, float)) or config[name] <= 0:
             raise SkinError(f"{path}: {name} must be a positive number, not {config.get(name)!r}")

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from pando.errors import BaseModelError
 
-MODULES = "modules.json"
-FILES = (MODULES, "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json")
+MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"
+FILES = (MODULES, "sentence_bert_config.json", PROMPTS, "1_Pooling/config.json")
 _POOLINGS: dict[str, Literal["mean", "first", "last"]] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "first",
@@ -63,9 +63,13 @@ def read_embedding(folder: Path) -> Embedding:
         pooling = _POOLINGS[chosen[0]]
     how = _json(folder / "sentence_bert_config.json", dict)
     size = how.get("max_seq_length")
-    more = _json(folder / "config_sentence_transformers.json", dict)
+    more = _json(folder / PROMPTS, dict)
     prompts, default = more.get("prompts") or {}, more.get("default_prompt_name")
-    usual = prompts.get(default, "") if default else ""
+    if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
+        raise BaseModelError(f"{folder / PROMPTS}: prompts is {prompts!r}; expected a text under each name")
+    if default is not None and not (isinstance(default, str) and default in prompts):
+        raise BaseModelError(f"{folder / PROMPTS}: default_prompt_name is {default!r}, which is not one of its prompts")
+    usual = prompts[default] if default is not None else ""
     query, document = (
         next((prompts[name] for name in names if name in prompts), usual)
         for names in (("query",), ("document", "passage"))

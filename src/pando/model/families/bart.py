@@ -18,7 +18,7 @@ _OFFSET = 2  # positions are counted from behind the numbers of the padding toke
 _OFF = ("add_bias_logits", "add_final_layer_norm", "normalize_before", "static_position_embeddings")
 _ON = ("is_encoder_decoder", "normalize_embedding", "tie_word_embeddings")
 _TRAINING = ("dropout", "attention_dropout", "activation_dropout", "classif_dropout", "classifier_dropout",
-             "encoder_layerdrop", "decoder_layerdrop", "init_std", "gradient_checkpointing")  # fmt: skip
+             "encoder_layerdrop", "decoder_layerdrop", "gradient_checkpointing")  # fmt: skip
 _GENERATION = ("early_stopping", "force_bos_token_to_be_generated", "forced_bos_token_id", "forced_eos_token_id",
                "num_hidden_layers", "task_specific_params", "extra_pos_embeddings", "output_past")  # fmt: skip
 _SITES = {
@@ -53,7 +53,7 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
         "embed_norm": True,
         "final_norm": False,
         "embed_scale": d_model**0.5 if switches.flag("scale_embedding", False) else 1.0,
-        "initializer_range": float(hf.get("init_std") or 0.02),
+        "initializer_range": switches.number("init_std", 0.02),
     }
     activation = switches.choice("activation_function", ACTIVATIONS, "gelu")
     stacks = {}

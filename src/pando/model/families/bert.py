@@ -13,7 +13,7 @@ from pando.model.config import HeadConfig, LayerConfig, ModelConfig, NormConfig
 from pando.model.families import Family, Gguf
 from pando.model.families.decoder import finish, names, read_shape, write_decoder
 from pando.model.families.decoder_gguf import read_gguf_as_hf
-from pando.model.families.reading import Switches
+from pando.model.families.reading import Switches, architectures
 
 SITES = {
     "attention.q": "attention.self.query",
@@ -53,6 +53,10 @@ _HEAD = {
     "judge_dense": "bert.pooler.dense",
     "judge_out": "classifier",
 }
+_GOOGLE = (  # of another pooler, in bert-base-multilingual and others
+    "directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head",
+    "pooler_type",
+)  # fmt: skip
 
 
 def renamed(key: str) -> str:
@@ -65,6 +69,7 @@ def encoder_switches(hf: dict[str, Any]) -> Switches:
     switches = Switches({"hidden_act": "gelu"} | hf)
     switches.ignore("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
     switches.ignore("sentence_transformers", "sbert_ce_default_activation_function")  # how cross-encoders spell a logit
+    switches.ignore(*_GOOGLE)
     switches.only("position_embedding_type", "absolute")
     switches.only("is_decoder", False)
     switches.only("add_cross_attention", False)
@@ -77,9 +82,9 @@ def read_encoder(switches: Switches, family: str, hf: dict[str, Any], position_o
     layer = LayerConfig(
         shape.attention(None, bias=True, out_bias=True), shape.mlp(bias=True, gated=False), order="after"
     )
-    names = [str(name) for name in hf.get("architectures") or ()]
-    predicts = any(name.endswith("MaskedLM") for name in names)
-    judges = any(name.endswith("SequenceClassification") for name in names) and len(hf.get("id2label") or "ab") == 1
+    classes = architectures(hf)
+    predicts = any(name.endswith(("MaskedLM", "ForPreTraining")) for name in classes)
+    judges = any(name.endswith("SequenceClassification") for name in classes) and len(hf.get("id2label") or "ab") == 1
     tied = switches.flag("tie_word_embeddings", True)
     return finish(
         switches,

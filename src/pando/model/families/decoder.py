@@ -22,7 +22,7 @@ from pando.model.families.reading import Switches, write_rope
 
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 ACTIVATIONS |= dict.fromkeys(("gelu_new", "gelu_fast"), "gelu_tanh")
-_HF_ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}
+HF_ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}
 FULL, SLIDING = "full_attention", "sliding_attention"
 SITES = {  # ours: (Hugging Face, GGUF)
     "attention_norm": ("input_layernorm", "attn_norm"),
@@ -133,11 +133,23 @@ def finish(
     return checked(config)
 
 
-def read_windows(switches: Switches, depth: int, usual: Callable[[int], bool] = lambda layer: True) -> list[int | None]:
-    """How far each layer looks back: `sliding_window`, in the layers that `layer_types` names or that `usual` says."""
-    types = switches.each("layer_types", FULL, SLIDING)
-    window = switches.integer("sliding_window") if switches.has("sliding_window") else None
+def read_window(switches: Switches, default: int | None = None) -> int | None:
+    """`sliding_window`: null says that there is none; `default` is what transformers takes where nothing is said."""
+    if not switches.names("sliding_window"):
+        return default
     switches.ignore("sliding_window")
+    return switches.integer("sliding_window") if switches.has("sliding_window") else None
+
+
+def read_windows(
+    switches: Switches,
+    depth: int,
+    usual: Callable[[int], bool] = lambda layer: True,
+    default: int | None = None,
+) -> list[int | None]:
+    """How far each layer looks back: `read_window`, in the layers that `layer_types` names or that `usual` says."""
+    types = switches.each("layer_types", FULL, SLIDING)
+    window = read_window(switches, default)
     if types and len(types) != depth:
         raise switches.wrong("layer_types", types, f"{depth} entries")
     slides = [one == SLIDING for one in types] if types else [window is not None and usual(i) for i in range(depth)]
@@ -184,7 +196,7 @@ def write_decoder(
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.kv_heads,
         "head_dim": attention.head_dim,
-        activation: _HF_ACTIVATIONS[mlp.activation],
+        activation: HF_ACTIVATIONS[mlp.activation],
         "max_position_embeddings": config.context_length,
         "rms_norm_eps": config.norm.eps,
         "tie_word_embeddings": config.tied,
@@ -255,11 +267,14 @@ def hf_experts(config: ModelConfig) -> Iterator[Packed]:
 
 
 def checked(config: ModelConfig) -> ModelConfig:
-    """The config, whose heads and rotary positions go together.
+    """The config, whose heads, positions and experts go together.
 
     Raises:
         BaseModelError: they do not.
     """
+    for mlp in {layer.mlp for layer in config.layers}:
+        if isinstance(mlp, ExpertsConfig):
+            _check_router(mlp.router, mlp.count)
     for attention in {layer.attention for layer in config.layers}:
         turned = attention.head_dim if attention.rope is None else attention.rope.dim
         if attention.heads % attention.kv_heads or turned % 2 or turned > attention.head_dim:
@@ -267,4 +282,37 @@ def checked(config: ModelConfig) -> ModelConfig:
                 f"{attention.heads} attention heads of {attention.head_dim} dimensions cannot share "
                 f"{attention.kv_heads} key-value heads with {turned} rotary dimensions (config.json)"
             )
+        scaling = attention.rope and attention.rope.scaling
+        if attention.rope and scaling and scaling.kind == "yarn" and attention.rope.theta <= 1:
+            raise BaseModelError(f"config.json: rope_theta {attention.rope.theta:g} cannot be stretched by yarn")
+        relative = attention.relative
+        if relative is not None and (relative.buckets < 4 or relative.furthest <= relative.buckets // 2):
+            raise BaseModelError(
+                f"config.json: distances up to {relative.furthest} (relative_attention_max_distance) cannot be told "
+                f"apart in {relative.buckets} buckets (relative_attention_num_buckets); expected at least 4 buckets, "
+                "and a distance of more than half as many"
+            )
     return config
+
+
+def _check_router(router: RouterConfig, count: int) -> None:
+    """That a token finds its experts.
+
+    Raises:
+        BaseModelError: there are too few, in all or in the groups that they may come from.
+    """
+    if router.top_k > count:
+        raise BaseModelError(
+            f"config.json: a token cannot go to {router.top_k} (num_experts_per_tok) of {count} experts"
+        )
+    groups, open_ = router.groups, router.top_groups
+    if groups > 1 and (count % groups or open_ > groups or router.top_k > open_ * (count // groups)):
+        raise BaseModelError(
+            f"config.json: {router.top_k} experts of a token (num_experts_per_tok) cannot come from {open_} "
+            f"(topk_group) of {groups} groups (n_group) of {count} experts"
+        )
+    if groups > 1 and router.best > count // groups:
+        raise BaseModelError(
+            f"config.json: {count} experts in {groups} groups (n_group) are fewer than the {router.best} of each that "
+            "count for it"
+        )

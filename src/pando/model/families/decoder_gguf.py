@@ -92,8 +92,9 @@ def read_gguf_as_hf(switches: Switches, kind: str, rope_dim: int | None = None, 
     head_dim = switches.integer("attention.key_length", d_model // heads)
     switches.only("attention.value_length", head_dim)
     switches.only("rope.dimension_count", head_dim if rope_dim is None else rope_dim)
-    switches.only("rope.scaling.type", "none")
-    rope = {"rope_theta": switches.number("rope.freq_base")} if switches.has("rope.freq_base") else {}
+    rope = _stretch_as_hf(switches)
+    if switches.has("rope.freq_base"):
+        rope["rope_theta"] = switches.number("rope.freq_base")
     found = {
         "model_type": kind,
         "vocab_size": switches.integer("vocab_size"),
@@ -115,8 +116,21 @@ def read_gguf_as_hf(switches: Switches, kind: str, rope_dim: int | None = None, 
             "num_experts_per_tok": switches.integer("expert_used_count"),
         }
     if switches.has("attention.sliding_window"):
-        found["sliding_window"] = switches.integer("attention.sliding_window")
+        found["sliding_window"] = switches.integer("attention.sliding_window", least=0) or None
     return found | more
+
+
+def _stretch_as_hf(switches: Switches) -> dict[str, Any]:
+    """How rotary positions are stretched, as `rope_scaling`; empty where they are not."""
+    kind = switches.choice("rope.scaling.type", {k: k for k in ("none", "linear", "yarn")}, "none")
+    if kind == "none":
+        switches.ignore("rope.scaling.original_context_length")  # Phi-3 says it in any case
+        return {}
+    scaling = {"rope_type": kind, "factor": switches.number("rope.scaling.factor")}
+    if kind == "yarn":
+        scaling["original_max_position_embeddings"] = switches.integer("rope.scaling.original_context_length")
+        scaling["attention_factor"] = switches.maybe("rope.scaling.attn_factor")
+    return {"rope_scaling": scaling}
 
 
 def write_gguf_decoder(config: ModelConfig, *, bias: bool = False) -> Mapping[str, Any]:
@@ -138,6 +152,9 @@ def write_gguf_decoder(config: ModelConfig, *, bias: bool = False) -> Mapping[st
         f"the activation {mlp.activation}": mlp.activation != "silu",
         "rotary positions on a part of each head": rope.dim != attention.head_dim,
         "rotary scaling llama3": scaling is not None and scaling.kind == "llama3",
+        "yarn with settings of its own": scaling is not None
+        and scaling.kind == "yarn"
+        and scaling != RopeScaling("yarn", scaling.factor, scaling.original_length),
     }.items():
         if wrong:
             raise BaseModelError(f"{what} cannot be written as GGUF here; export with --to hf and convert from there")

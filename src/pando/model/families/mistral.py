@@ -9,7 +9,7 @@ from typing import Any
 
 from pando.model.config import LayerConfig, ModelConfig, NormConfig
 from pando.model.families import Family
-from pando.model.families.decoder import finish, hf_names, read_shape, write_decoder
+from pando.model.families.decoder import finish, hf_names, read_shape, read_window, write_decoder
 from pando.model.families.reading import Switches, read_rope
 
 
@@ -17,11 +17,7 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
     switches = Switches({"num_key_value_heads": 8} | hf)
     shape = read_shape(switches, 131_072)
     rope = read_rope(switches, shape.head_dim, shape.context_length)
-    if "sliding_window" in hf:
-        window = switches.integer("sliding_window") if switches.has("sliding_window") else None
-    else:
-        window = 4096  # what transformers takes where nothing is said
-    switches.ignore("sliding_window")
+    window = read_window(switches, 4096)
     layer = LayerConfig(shape.attention(rope, window=window), shape.mlp())
     norm = NormConfig(eps=switches.number("rms_norm_eps", 1e-6))
     tied = switches.flag("tie_word_embeddings", False)

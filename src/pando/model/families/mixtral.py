@@ -18,6 +18,7 @@ from pando.model.families.decoder import (
     names,
     read_router,
     read_shape,
+    read_window,
     write_decoder,
 )
 from pando.model.families.decoder_gguf import gguf_moe_names, paired_heads, read_gguf_as_hf
@@ -31,7 +32,7 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
     switches.only("router_jitter_noise", 0.0)
     shape = read_shape(switches, 131_072)
     rope = read_rope(switches, shape.head_dim, shape.context_length, 1_000_000.0)
-    window = switches.integer("sliding_window") if switches.has("sliding_window") else None
+    window = read_window(switches)
     router = read_router(switches, 2)
     mixture = ExpertsConfig(
         switches.count(8, "num_local_experts", "num_experts"), shape.hidden, router, shape.activation

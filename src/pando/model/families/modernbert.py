@@ -13,7 +13,9 @@ from typing import Any
 from pando.model.config import HeadConfig, LayerConfig, ModelConfig, NormConfig, RopeConfig
 from pando.model.families import Family, Packed
 from pando.model.families.decoder import (
+    ACTIVATIONS,
     FULL,
+    HF_ACTIVATIONS,
     SLIDING,
     Shape,
     finish,
@@ -25,7 +27,7 @@ from pando.model.families.decoder import (
     write_ropes,
     write_windows,
 )
-from pando.model.families.reading import Switches, read_ropes
+from pando.model.families.reading import Switches, architectures, read_ropes
 
 _SITES = {"attention_norm": "attn_norm", "attention.o": "attn.Wo", "mlp_norm": "mlp_norm", "mlp.down": "mlp.Wo"}
 _ENDS = {
@@ -39,7 +41,7 @@ _ENDS = {
 _FUSED = {"attn.Wqkv": ("attention.q", "attention.k", "attention.v"), "mlp.Wi": ("mlp.gate", "mlp.up")}
 _LAYERS = "model.layers.{}"
 _UNUSED = (
-    "embedding_dropout", "mlp_dropout", "classifier_dropout", "classifier_activation", "classifier_pooling",
+    "embedding_dropout", "mlp_dropout", "classifier_dropout", "classifier_pooling",
     "deterministic_flash_attn", "reference_compile", "repad_logits_with_grad", "sparse_prediction",
     "sparse_pred_ignore_index", "initializer_cutoff_factor", "gradient_checkpointing", "cls_token_id",
 )  # fmt: skip
@@ -62,7 +64,8 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
         rope = ropes[FULL if window is None else SLIDING]
         attention = shape.attention(rope, bias=bias, out_bias=bias, window=window)
         layers.append(LayerConfig(attention, shape.mlp(bias=mlp_bias), attention_norm=i > 0))
-    predicts = any(str(name).endswith("MaskedLM") for name in hf.get("architectures") or ())
+    predicts = any(name.endswith("MaskedLM") for name in architectures(hf))
+    activation = switches.choice("classifier_activation", ACTIVATIONS, "gelu")
     dense_bias, logits_bias = switches.flag("classifier_bias", False), switches.flag("decoder_bias", True)
     tied = switches.flag("tie_word_embeddings", True)
     return finish(
@@ -74,7 +77,7 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
         tied=tied or not predicts,
         embed_norm=True,
         both_ways=True,
-        head=HeadConfig(shape.activation, dense_bias, logits_bias) if predicts else None,
+        head=HeadConfig(activation, dense_bias, logits_bias) if predicts else None,
         predicts=predicts,
     )
 
@@ -91,6 +94,7 @@ def _hf_config(config: ModelConfig) -> dict[str, Any]:
         "norm_bias": config.norm.bias,
         "classifier_bias": config.head is not None and config.head.dense_bias,
         "decoder_bias": config.head is None or config.head.bias,
+        "classifier_activation": HF_ACTIVATIONS[config.head.activation if config.head else "gelu"],
         "pad_token_id": None,
     }
     written = write_decoder(config, kind, activation="hidden_activation", **switches)

@@ -11,7 +11,16 @@ from typing import Any
 
 from pando.model.config import LayerConfig, ModelConfig, NormConfig
 from pando.model.families import Family, Gguf, Packed
-from pando.model.families.decoder import HF_ENDS, HF_SITES, finish, names, packed, read_shape, write_decoder
+from pando.model.families.decoder import (
+    HF_ENDS,
+    HF_SITES,
+    finish,
+    names,
+    packed,
+    read_shape,
+    read_window,
+    write_decoder,
+)
 from pando.model.families.decoder_gguf import gguf_sites, read_gguf_as_hf
 from pando.model.families.reading import Switches, read_rope
 
@@ -28,7 +37,7 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
     switches.ignore("resid_pdrop", "embd_pdrop", "original_max_position_embeddings")  # of training and "longrope"
     shape = read_shape(switches, 4096)
     rope = read_rope(switches, shape.head_dim, shape.context_length)
-    window = switches.integer("sliding_window") if switches.has("sliding_window") else None
+    window = read_window(switches)
     switches.only("attention_bias", False)
     layer = LayerConfig(shape.attention(rope, window=window), shape.mlp())
     norm = NormConfig(eps=switches.number("rms_norm_eps", 1e-5))

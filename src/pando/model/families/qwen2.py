@@ -21,7 +21,7 @@ def read_upper_windows(switches: Switches, depth: int) -> list[int | None]:
         switches.each("layer_types", "full_attention")
         return [None] * depth
     first = switches.integer("max_window_layers", 28)
-    return read_windows(switches, depth, lambda layer: layer >= first)
+    return read_windows(switches, depth, lambda layer: layer >= first, 4096)
 
 
 def write_upper_windows(config: ModelConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ _HEAD_DIM = 128  # what Qwen3 takes where the config does not say, whatever the 
 
 
 def _config(hf: dict[str, Any]) -> ModelConfig:
-    switches = Switches({"head_dim": _HEAD_DIM} | {key: value for key, value in hf.items() if value is not None})
+    switches = Switches(hf | {"head_dim": hf.get("head_dim") or _HEAD_DIM})
     shape = read_shape(switches, 32_768)
     rope = read_rope(switches, shape.head_dim, shape.context_length)
     bias = switches.flag("attention_bias", False)

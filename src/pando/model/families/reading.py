@@ -45,6 +45,10 @@ class Switches:
         """Whether the key is there and not null."""
         return self._values.get(self._called.get(key, key)) is not None
 
+    def names(self, key: str) -> bool:
+        """Whether the key is there, be it null."""
+        return self._called.get(key, key) in self._values
+
     def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
         """A whole number of at least `least`."""
         value = self._get(key, default)
@@ -139,6 +143,18 @@ class Switches:
         self._read.add(name)
         value = self._values.get(name)
         return default if value is None else value
+
+
+def architectures(hf: Mapping[str, Any]) -> list[str]:
+    """The classes that a model was saved as.
+
+    Raises:
+        BaseModelError: they are no list of names.
+    """
+    found = hf.get("architectures") or []
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise BaseModelError(f"config.json: architectures is {found!r}; expected a list of names")
+    return found
 
 
 def read_rope(

@@ -9,7 +9,7 @@ from typing import Any
 
 from pando.model.config import LayerConfig, ModelConfig, NormConfig
 from pando.model.families import Family, Gguf
-from pando.model.families.decoder import HF_ENDS, HF_SITES, finish, names, read_shape, write_decoder
+from pando.model.families.decoder import HF_ENDS, HF_SITES, finish, names, read_shape, read_window, write_decoder
 from pando.model.families.decoder_gguf import gguf_names, read_gguf_as_hf
 from pando.model.families.reading import Switches, read_rope
 
@@ -22,7 +22,7 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
     switches.only("norm_type", "layer_norm")
     shape = read_shape(switches, 4096)
     rope = read_rope(switches, shape.head_dim, shape.context_length)
-    window = switches.integer("sliding_window") if switches.has("sliding_window") else None
+    window = read_window(switches)
     bias = switches.flag("use_bias", True)
     attention = shape.attention(rope, bias=bias, out_bias=bias, window=window)
     layer = LayerConfig(attention, shape.mlp(bias=bias, gated=False))

@@ -12,7 +12,7 @@ from typing import Any
 
 from pando.model.config import AttentionConfig, LayerConfig, MlpConfig, ModelConfig, NormConfig, RelativeConfig
 from pando.model.families import Family, Gguf
-from pando.model.families.decoder import Shape, names
+from pando.model.families.decoder import Shape, checked, names
 from pando.model.families.reading import Switches
 
 _ACTIVATIONS = {"relu": ("relu", False), "gated-gelu": ("gelu_tanh", True), "gated-silu": ("silu", True)}
@@ -41,8 +41,10 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
     depth = switches.integer("num_layers")
     tied = switches.flag("tie_word_embeddings", True)
     d_model = switches.integer("d_model")
-    # 1.0 ties the head to the embedding, whose vectors are long; transformers 5 says so by a switch of its own
+    # 1.0 ties the head to the embedding, whose vectors are long. transformers 5 says of all heads that they are tied,
+    # and of those that are not that what they are given is not scaled.
     scaled = switches.flag("scale_decoder_outputs", tied) if kind == "t5" else False
+    tied = tied and (scaled or kind != "t5")
     common: dict[str, Any] = {
         "family": kind,
         "vocab_size": switches.integer("vocab_size"),
@@ -64,7 +66,8 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
         start_token=start,
     )
     switches.close()
-    return found
+    checked(encoder)
+    return checked(found)
 
 
 def _hf_config(config: ModelConfig) -> dict[str, Any]:
