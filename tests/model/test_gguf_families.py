@@ -17,7 +17,7 @@ from pando.model.families import family, read_config
 from pando.model.gguf_write import _pairs
 from pando.model.transformer import Transformer
 from tests.model import test_seq2seq, tiny
-from tests.model.test_families import COMMON, GEMMA, GPT2, MOE, NEOX
+from tests.model.test_families import COMMON, DEEPSEEK, GEMMA, GPT2, MOE, NEOX
 from tests.model.test_gguf import add_tokenizer
 from tests.model.test_seq2seq import T5
 
@@ -25,6 +25,8 @@ WIDE = {"head_dim": 256, "query_pre_attn_scalar": 256}  # the only one that tran
 UNTIED = {"tie_word_embeddings": False}
 FAR = T5 | {"relative_attention_max_distance": 128, "num_decoder_layers": 3}  # which files do not say
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "attention_factor": 1.25}
+LATENT = DEEPSEEK | {"max_position_embeddings": 128, "rms_norm_eps": 1e-5}
+DEEP_YARN = YARN | {"factor": 8.0, "attention_factor": None, "mscale": 0.707, "mscale_all_dim": 0.707}
 SHAPES: dict[str, dict[str, Any]] = {
     "gemma2": GEMMA | WIDE | {"model_type": "gemma2"},
     "gemma3": GEMMA | WIDE | {"model_type": "gemma3_text", "num_hidden_layers": 6},
@@ -47,6 +49,10 @@ SHAPES: dict[str, dict[str, Any]] = {
     "olmoe": COMMON | {"model_type": "olmoe", "num_experts": 4, "num_experts_per_tok": 2},
     "qwen2moe": COMMON | MOE | UNTIED | {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 40},
     "qwen3moe": COMMON | MOE | UNTIED | {"model_type": "qwen3_moe", "head_dim": 16, "norm_topk_prob": True},
+    "deepseek2": LATENT | {"model_type": "deepseek_v2", "q_lora_rank": None, "rope_scaling": DEEP_YARN, "n_group": 1},
+    "deepseek2 in groups": LATENT | {"model_type": "deepseek_v2", "topk_method": "group_limited_greedy"},
+    "deepseek2 of V3": LATENT | {"model_type": "deepseek_v3", "routed_scaling_factor": 2.0, "rope_scaling": DEEP_YARN},
+    "deepseek2 of V3, older": LATENT | {"model_type": "deepseek_v3", "n_group": 1, "topk_group": 1},
     "mixtral": COMMON | {"model_type": "mixtral", "num_local_experts": 4},
 }
 THEIRS = ("gemma2", "gemma3", "starcoder2", "gpt2", "t5", "t5, gated")  # that transformers reads whatever their size
@@ -67,7 +73,15 @@ def write(path: Path, name: str) -> Transformer:
         for site, heads in form.paired(shape).items():
             if f".{site}." in ours:
                 parameters[ours] = _pairs(array, heads)
+    halves = {} if name.endswith("older") else {one.ours: one for one in form.joined(shape)}
+    for ours, one in halves.items():
+        (keys, (heads, _, plain)), (values, _) = one.theirs
+        each = parameters[ours].reshape(heads, -1, parameters[ours].shape[-1])
+        writer.add_tensor(keys, np.ascontiguousarray(each[:, :plain].swapaxes(1, 2)))
+        writer.add_tensor(values, np.ascontiguousarray(each[:, plain:]))
     for ours, theirs in form.keys(shape):
+        if ours in halves:
+            continue
         array = parameters[ours]
         writer.add_tensor(theirs, np.ascontiguousarray(array[0] if array.shape[0] == 1 else array))
     for part in form.packed(shape):
@@ -92,6 +106,9 @@ def metadata(writer: gguf.GGUFWriter, name: str, model: Transformer) -> None:
         t5_metadata(writer, shape)
         return
     writer.add_feed_forward_length(SHAPES[name].get("intermediate_size", 4 * shape.d_model))
+    if attention.latent is not None:
+        latent_metadata(writer, name, shape)
+        return
     if name.startswith("gpt") or name in ("starcoder2", "bert"):
         writer.add_layer_norm_eps(shape.norm.eps)
     else:
@@ -132,6 +149,46 @@ def metadata(writer: gguf.GGUFWriter, name: str, model: Transformer) -> None:
             writer.add_expert_feed_forward_length(mixture.hidden)
         if mixture.shared:
             writer.add_expert_shared_feed_forward_length(mixture.shared)
+
+
+def latent_metadata(writer: gguf.GGUFWriter, name: str, shape: ModelConfig) -> None:
+    """The rest of it for DeepSeek: older files are those from before caches kept latent vectors."""
+    attention, mixture, hf = shape.layers[0].attention, shape.layers[-1].mlp, SHAPES[name]
+    latent, rope = attention.latent, attention.rope
+    assert latent is not None and rope is not None and isinstance(mixture, ExpertsConfig)
+    writer.add_layer_norm_rms_eps(shape.norm.eps)
+    writer.add_rope_freq_base(rope.theta)
+    writer.add_rope_dimension_count(latent.rope_dim)
+    if rope.scaling is not None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope.scaling.factor)
+        writer.add_rope_scaling_orig_ctx_len(rope.scaling.original_length)
+        writer.add_rope_scaling_yarn_log_mul(0.1 * hf["rope_scaling"]["mscale_all_dim"])
+    writer.add_leading_dense_block_count(hf["first_k_dense_replace"])
+    if latent.q_rank is not None:
+        writer.add_q_lora_rank(latent.q_rank)
+    writer.add_kv_lora_rank(latent.rank)
+    if name.endswith("older"):
+        writer.add_head_count_kv(attention.heads)
+        writer.add_key_length(attention.head_dim)
+        writer.add_value_length(latent.value_dim)
+    else:
+        writer.add_head_count_kv(1)
+        writer.add_key_length(latent.rank + latent.rope_dim)
+        writer.add_value_length(latent.rank)
+        writer.add_key_length_mla(attention.head_dim)
+        writer.add_value_length_mla(latent.value_dim)
+    writer.add_expert_feed_forward_length(mixture.hidden)
+    writer.add_expert_count(mixture.count)
+    writer.add_expert_used_count(mixture.router.top_k)
+    writer.add_expert_shared_count(mixture.shared // mixture.hidden)
+    writer.add_expert_weights_scale(mixture.router.scale)
+    if mixture.router.groups > 1:
+        writer.add_expert_group_count(mixture.router.groups)
+        writer.add_expert_group_used_count(mixture.router.top_groups)
+    if shape.family == "deepseek_v3":
+        writer.add_expert_weights_norm(True)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
 
 
 def stretch(writer: gguf.GGUFWriter, scaling: RopeScaling | None) -> None:

@@ -20,7 +20,16 @@ WORDS = {
     "gpt-2": ["It", "'s", "Ġ2024", ",", "Ċ", "ĠI", "'", "LL", "Ġpay", "Ġ12345", "Ġ", "Ġx"],
     "smollm": [*("It", "'s", "Ġ", "2", "0", "2", "4", ",", "Ċ", "ĠI", "'", "LL", "Ġpay", "Ġ"), *"12345", "Ġ", "Ġx"],
     "llama-bpe": ["It", "'s", "Ġ", "202", "4", ",Ċ", "ĠI", "'LL", "Ġpay", "Ġ", "123", "45", "Ġ", "Ġx"],
+    "deepseek-llm": ["It", "'", "s", "Ġ", *"2024", ",", "Ċ", "ĠI", "'", "LL", "Ġpay", "Ġ", *"12345", "Ġ", "Ġx"],
+    "deepseek-coder": ["It", "'", "s", "Ġ", *"2024", ",", "Ċ", "ĠI", "'", "LL", "Ġpay", "Ġ", *"12345", "Ġ", "Ġx"],
+    "deepseek-v3": ["It", "'s", "Ġ", "202", "4", ",Ċ", "ĠI", "'LL", "Ġpay", "Ġ", "123", "45", "Ġ", "Ġx"],
     "qwen2": ["It", "'s", "Ġ", *"2024", ",Ċ", "ĠI", "'LL", "Ġpay", "Ġ", *"12345", "Ġ", "Ġx"],
+}
+
+
+_PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that byte-level BPE writes as they are
+_BYTES = {chr(i): i for i in _PRINTED} | {
+    chr(256 + n): i for n, i in enumerate(i for i in range(256) if i not in _PRINTED)
 }
 
 
@@ -73,6 +82,19 @@ def made(metadata: dict[str, Any]) -> RawTokenizer:
 def test_text_is_cut_into_words_as_the_kind_says(pre: str) -> None:
     words = made(fields(pre=pre, bos_token_id=1)).pre_tokenizer.pre_tokenize_str(LINE)
     assert [word for word, _ in words] == WORDS[pre]
+
+
+def test_deepseek_tells_scripts_apart() -> None:
+    line = "naïve Αθήνα,中文かな 한국 привет"
+    cuts = {
+        pre: [word for word, _ in made(fields(pre=pre)).pre_tokenizer.pre_tokenize_str(line)]
+        for pre in ("deepseek-llm", "deepseek-coder", "deepseek-v3")
+    }
+    plain = {pre: [bytes(_BYTES[c] for c in word).decode() for word in words] for pre, words in cuts.items()}
+    # its marks run from ":" to "~", letters and all, which cuts ASCII out of words with accents
+    assert plain["deepseek-llm"] == ["na", "ï", "ve", " Αθήνα", ",", "中文かな", " ", "한국", " привет"]
+    assert plain["deepseek-coder"] == ["naïve", " Αθήνα", ",", "中文かな", " ", "한국", " привет"]
+    assert plain["deepseek-v3"] == ["naïve", " Αθήνα", ",", "中文かな", " 한국", " привет"]
 
 
 def test_qwen_composes_characters_first() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from pando.errors import BaseModelError, PandoError
 from pando.files import progress
 from pando.model.config import ModelConfig, RopeConfig, RopeScaling
-from pando.model.families import Family, Packed, gguf_family
+from pando.model.families import Family, Joined, Packed, gguf_family
 from pando.model.families.reading import Switches
 from pando.model.gguf_tokenizer import read_tokenizer
 from pando.model.sentence import embedding_files
@@ -166,23 +166,31 @@ def _write_weights(found: Family, config: ModelConfig, tensors: dict[str, gguf.R
     from pando.model.checkpoint import packed, tensors_of, write_safetensors
 
     assert found.gguf is not None
-    held = [Packed(theirs, (ours,)) for ours, theirs in found.gguf.keys(config)] + list(found.gguf.packed(config))
     shapes = config.shapes()
-    _check(held, shapes, tensors, ("rope_freqs\\.weight", *found.gguf.ignored))
-    source = {ours: part for part in held for ours in part.ours}
+    joined = {one.ours: one for one in found.gguf.joined(config) if one.theirs[0][0] in tensors}
+    plain = [Packed(theirs, (ours,)) for ours, theirs in found.gguf.keys(config) if ours not in joined]
+    held = [*plain, *found.gguf.packed(config)]
+    wanted = {part.theirs: part.shape(shapes) for part in held}
+    wanted |= {name: shape for one in joined.values() for name, shape in one.theirs}
+    _check(wanted, tensors, ("rope_freqs\\.weight", *found.gguf.ignored))
+    source: dict[str, Packed | Joined] = {ours: part for part in held for ours in part.ours}
+    source |= joined
+
+    def read(name: str) -> torch.Tensor:
+        return torch.from_numpy(_dequantised(tensors[name]).reshape(wanted[name]))
 
     @lru_cache(maxsize=4)  # a stack of experts is asked for once for each
-    def parameters(theirs: str) -> dict[str, torch.Tensor]:
-        part = next(one for one in held if one.theirs == theirs)
-        array = _dequantised(tensors[theirs]).reshape(part.shape(shapes))
-        pieces = part.split(torch.from_numpy(array), [shapes[ours][0] for ours in part.ours])
+    def parameters(part: Packed | Joined) -> dict[str, torch.Tensor]:
+        if isinstance(part, Joined):
+            return {part.ours: part.join([read(name) for name, _ in part.theirs]).contiguous()}
+        pieces = part.split(read(part.theirs), [shapes[ours][0] for ours in part.ours])
         return {ours: _as_ours(found, config, ours, piece) for ours, piece in zip(part.ours, pieces, strict=True)}
 
     written = list(tensors_of(found, config))
 
     def values(advance: Any) -> Iterator[np.ndarray]:
         for part in written:
-            array = packed(part, [parameters(source[ours].theirs)[ours] for ours in part.ours]).numpy()
+            array = packed(part, [parameters(source[ours])[ours] for ours in part.ours]).numpy()
             advance(array.size)
             yield array
 
@@ -190,25 +198,19 @@ def _write_weights(found: Family, config: ModelConfig, tensors: dict[str, gguf.R
         write_safetensors(path, {part.theirs: part.shape(shapes) for part in written}, values(advance))
 
 
-def _check(
-    held: list[Packed],
-    shapes: dict[str, tuple[int, ...]],
-    tensors: dict[str, gguf.ReaderTensor],
-    ignored: Sequence[str],
-) -> None:
+def _check(wanted: dict[str, tuple[int, ...]], tensors: dict[str, gguf.ReaderTensor], ignored: Sequence[str]) -> None:
     """That all tensors are there, no others, and of the right shapes."""
-    names = {part.theirs for part in held}
-    for missing in (part.theirs for part in held if part.theirs not in tensors):
+    for missing in (name for name in wanted if name not in tensors):
         raise BaseModelError(f"the tensor {missing} is missing")
-    for extra in sorted(tensors.keys() - names):
+    for extra in sorted(tensors.keys() - wanted.keys()):
         if not any(re.fullmatch(one, extra) for one in ignored):
             raise BaseModelError(f"the tensor {extra} is not one of this architecture")
-    for part in held:
-        shape, wanted = tuple(int(n) for n in reversed(tensors[part.theirs].shape)), part.shape(shapes)
-        if shape != wanted and math.prod(shape) == math.prod(wanted) == max(shape):
+    for name, expected in wanted.items():
+        shape = tuple(int(n) for n in reversed(tensors[name].shape))
+        if shape != expected and math.prod(shape) == math.prod(expected) == max(shape):
             continue  # a matrix of one row is kept as a vector
-        if shape != wanted:
-            raise BaseModelError(f"the tensor {part.theirs} has shape {list(shape)}; expected {list(wanted)}")
+        if shape != expected:
+            raise BaseModelError(f"the tensor {name} has shape {list(shape)}; expected {list(expected)}")
 
 
 def _as_ours(found: Family, config: ModelConfig, ours: str, array: torch.Tensor) -> torch.Tensor:

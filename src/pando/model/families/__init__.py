@@ -99,6 +99,21 @@ class Packed:
 
 
 @dataclass(frozen=True)
+class Joined:
+    """A parameter that GGUF files may keep as several tensors.
+
+    Attributes:
+        ours: its name.
+        theirs: names and shapes of the tensors.
+        join: makes it of them, in that order.
+    """
+
+    ours: str
+    theirs: tuple[tuple[str, tuple[int, ...]], ...]
+    join: Callable[[Sequence[Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
 class Gguf:
     """How llama.cpp keeps a family.
 
@@ -110,6 +125,7 @@ class Gguf:
             this family are read only.
         keys: (our parameter name, GGUF tensor name) of parameters that are kept as they are; stacks of experts are.
         packed: the other ones.
+        joined: of the former, those that a file may have in parts instead.
         paired: name endings of projections whose rows llama.cpp keeps in rotary pairs (2i, 2i + 1) instead of
             halves (i, i + dim/2), with the number of heads.
         norm_offset: what is added to the weights of norms there.
@@ -122,6 +138,7 @@ class Gguf:
     metadata: Callable[[ModelConfig], Mapping[str, Any]] | None
     keys: Keys
     packed: Callable[[ModelConfig], Iterator[Packed]] = lambda config: iter(())
+    joined: Callable[[ModelConfig], Iterator[Joined]] = lambda config: iter(())
     paired: Callable[[ModelConfig], dict[str, int]] = lambda config: {}
     norm_offset: float = 0.0
     told_by: str | None = None

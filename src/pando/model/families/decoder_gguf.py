@@ -92,7 +92,7 @@ def read_gguf_as_hf(switches: Switches, kind: str, rope_dim: int | None = None, 
     head_dim = switches.integer("attention.key_length", d_model // heads)
     switches.only("attention.value_length", head_dim)
     switches.only("rope.dimension_count", head_dim if rope_dim is None else rope_dim)
-    rope = _stretch_as_hf(switches)
+    rope = stretch_as_hf(switches)
     if switches.has("rope.freq_base"):
         rope["rope_theta"] = switches.number("rope.freq_base")
     found = {
@@ -120,7 +120,7 @@ def read_gguf_as_hf(switches: Switches, kind: str, rope_dim: int | None = None, 
     return found | more
 
 
-def _stretch_as_hf(switches: Switches) -> dict[str, Any]:
+def stretch_as_hf(switches: Switches) -> dict[str, Any]:
     """How rotary positions are stretched, as `rope_scaling`; empty where they are not."""
     kind = switches.choice("rope.scaling.type", {k: k for k in ("none", "linear", "yarn")}, "none")
     if kind == "none":

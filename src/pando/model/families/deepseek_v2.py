@@ -22,6 +22,7 @@ from pando.model.config import (
 )
 from pando.model.families import Family
 from pando.model.families.decoder import HF_ENDS, MOE_SITES, Shape, finish, hf_experts, names, read_shape, write_decoder
+from pando.model.families.deepseek_gguf import deepseek_gguf
 from pando.model.families.reading import Switches, read_rope
 
 _SITES = MOE_SITES | {
@@ -165,4 +166,11 @@ def deepseek_names(config: ModelConfig) -> Iterator[tuple[str, str]]:
         yield ours, theirs.replace("mlp.gate.bias", "mlp.gate.e_score_correction_bias")
 
 
-FAMILY = Family(name="deepseek_v2", config=_config, hf_config=_hf_config, keys=deepseek_names, packed=hf_experts)
+FAMILY = Family(
+    name="deepseek_v2",
+    config=_config,
+    hf_config=_hf_config,
+    keys=deepseek_names,
+    packed=hf_experts,
+    gguf=deepseek_gguf("deepseek_v2", _config),
+)

@@ -20,6 +20,7 @@ from pando.model.config import (
 )
 from pando.model.families import Family
 from pando.model.families.decoder import Shape, hf_experts, read_shape
+from pando.model.families.deepseek_gguf import deepseek_gguf
 from pando.model.families.deepseek_v2 import (
     deepseek_names,
     deepseek_switches,
@@ -71,4 +72,5 @@ FAMILY = Family(
     mixture="deepseek_v3",
     router=RouterConfig(8, scores="sigmoid", bias=True, best=2),
     ignored=(r"model\.layers\.DEPTH\..*",),
+    gguf=deepseek_gguf("deepseek_v3", _config),
 )
