@@ -45,6 +45,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "t5": FAR | {"model_type": "t5"},
     "t5, gated": FAR | {"model_type": "t5", "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
     "bert": NEOX | {"model_type": "bert", "type_vocab_size": 2},
+    "modernbert": NEOX | {"model_type": "modernbert", "local_attention": 8, "norm_eps": 1e-5},
     "smollm3": COMMON | {"model_type": "smollm3", "num_hidden_layers": 4},
     "olmoe": COMMON | {"model_type": "olmoe", "num_experts": 4, "num_experts_per_tok": 2},
     "qwen2moe": COMMON | MOE | UNTIED | {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 40},
@@ -109,7 +110,7 @@ def metadata(writer: gguf.GGUFWriter, name: str, model: Transformer) -> None:
     if attention.latent is not None:
         latent_metadata(writer, name, shape)
         return
-    if name.startswith("gpt") or name in ("starcoder2", "bert"):
+    if name.startswith("gpt") or name in ("starcoder2", "bert", "modernbert"):
         writer.add_layer_norm_eps(shape.norm.eps)
     else:
         writer.add_layer_norm_rms_eps(shape.norm.eps)
@@ -120,6 +121,13 @@ def metadata(writer: gguf.GGUFWriter, name: str, model: Transformer) -> None:
         writer.add_causal_attention(False)
         writer.add_token_type_count(shape.token_types)
         writer.add_pooling_type(gguf.PoolingType.CLS)
+    elif name == "modernbert":
+        writer.add_causal_attention(False)
+        writer.add_rope_freq_base(160_000.0)
+        writer.add_rope_freq_base_swa(10_000.0)
+        writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+        writer.add_sliding_window(8)
+        writer.add_sliding_window_pattern(3)
     elif name != "gpt2":
         writer.add_head_count_kv(attention.kv_heads)
         rope = next(one.attention.rope for one in reversed(shape.layers) if one.attention.rope is not None)

@@ -57,6 +57,7 @@ _PRE_TOKENIZERS = {  # tokenizer.ggml.pre
     "gpt-2": _GPT2,
     "phi-2": _GPT2,
     "roberta-bpe": _GPT2,
+    "modern-bert": _GPT2,
     "olmo": _GPT2,
     "smollm": _DIGITS,
     "starcoder": _DIGITS,
@@ -82,7 +83,7 @@ _NAMED = {
     "mask": "mask",
 }  # fmt: skip
 _WHOLE_WORDS_FIRST = {"llama-bpe", "llama3", "llama-v3"}  # a word that is a token is taken without merging
-_COMPOSED = {"qwen2"}  # text is brought to Unicode's NFC first
+_COMPOSED = {"qwen2", "modern-bert"}  # text is brought to Unicode's NFC first
 
 
 def read_tokenizer(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -289,7 +290,7 @@ def _specials(fields: dict[str, Any], tokens: list[str]) -> dict[str, tuple[int,
 def _post_processor(fields: dict[str, Any], specials: dict[str, tuple[int, str]], kind: str) -> dict[str, Any] | None:
     """The end tokens that are put around a text, as the file says, or as llama.cpp does where it does not."""
     pre = fields.get("tokenizer.ggml.pre")
-    encoder = kind == "bert" or pre == "roberta-bpe"
+    encoder = kind == "bert" or pre in ("roberta-bpe", "modern-bert")
     usual = {"bos": encoder or kind == "llama" or pre in _WHOLE_WORDS_FIRST, "eos": encoder or kind == "t5"}
     ends = {name: bool(fields.get(f"tokenizer.ggml.add_{name}_token", usual[name])) for name in usual}
     for name, own in (("bos", "cls"), ("eos", "sep")):
@@ -305,7 +306,7 @@ def _post_processor(fields: dict[str, Any], specials: dict[str, tuple[int, str]]
         return None
     first = {"Sequence": {"id": "A", "type_id": 0}}
     second = {"Sequence": {"id": "B", "type_id": 1}}
-    between = [] if kind == "bert" else marker("eos", 1) if encoder else marker("bos", 1)  # RoBERTa has its end twice
+    between = marker("eos", 1) if pre == "roberta-bpe" else [] if encoder else marker("bos", 1)  # it has its end twice
     used = [specials[name] for name, added in ends.items() if added]
     return {
         "type": "TemplateProcessing",

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from pando.model.config import HeadConfig, LayerConfig, ModelConfig, NormConfig, RopeConfig
-from pando.model.families import Family, Packed
+from pando.model.families import Family, Gguf, Packed
 from pando.model.families.decoder import (
     ACTIVATIONS,
     FULL,
@@ -27,6 +27,7 @@ from pando.model.families.decoder import (
     write_ropes,
     write_windows,
 )
+from pando.model.families.decoder_gguf import read_gguf_as_hf
 from pando.model.families.reading import Switches, architectures, read_ropes
 
 _SITES = {"attention_norm": "attn_norm", "attention.o": "attn.Wo", "mlp_norm": "mlp_norm", "mlp.down": "mlp.Wo"}
@@ -40,6 +41,14 @@ _ENDS = {
 }
 _FUSED = {"attn.Wqkv": ("attention.q", "attention.k", "attention.v"), "mlp.Wi": ("mlp.gate", "mlp.up")}
 _LAYERS = "model.layers.{}"
+_GGUF_SITES = {
+    "attention_norm": "attn_norm",
+    "attention.o": "attn_output",
+    "mlp_norm": "ffn_norm",
+    "mlp.down": "ffn_down",
+}
+_GGUF_ENDS = {"embed": "token_embd", "embed_norm": "token_embd_norm", "norm": "output_norm"}
+_GGUF_FUSED = dict(zip(("attn_qkv", "ffn_up"), _FUSED.values(), strict=True))
 _UNUSED = (
     "embedding_dropout", "mlp_dropout", "classifier_dropout", "classifier_pooling",
     "deterministic_flash_attn", "reference_compile", "repad_logits_with_grad", "sparse_prediction",
@@ -114,6 +123,19 @@ def _packed(config: ModelConfig) -> Iterator[Packed]:
     return packed(config, _LAYERS, _FUSED)
 
 
+def _gguf_config(switches: Switches) -> ModelConfig:
+    """A bare model; the activation is not said there."""
+    switches.only("attention.causal", False)
+    hf = read_gguf_as_hf(switches, "modernbert", local_rope_theta=switches.number("rope.freq_base_swa", 10_000.0))
+    for other in ("num_key_value_heads", "head_dim"):
+        hf.pop(other)
+    hf["norm_eps"] = hf.pop("rms_norm_eps")
+    hf["global_rope_theta"] = hf.pop("rope_theta")
+    hf["local_attention"] = hf.pop("sliding_window")
+    hf["global_attn_every_n_layers"] = switches.integer("attention.sliding_window_pattern", 3)
+    return _config(hf)
+
+
 def _fresh(shape: Shape, theta: float, more: Mapping[str, Any]) -> ModelConfig:
     """All layers see all of a text; those that look around them only pay where texts are long."""
     shape = replace(shape, activation="gelu")
@@ -134,5 +156,12 @@ FAMILY = Family(
     keys=_keys,
     packed=_packed,
     prefix="model.",
+    gguf=Gguf(
+        "modern-bert",
+        _gguf_config,
+        None,
+        lambda config: names(config, _GGUF_SITES, _GGUF_ENDS, "blk.{}"),
+        lambda config: packed(config, "blk.{}", _GGUF_FUSED),
+    ),
     ignored=(r"decoder\.weight",),
 )
