@@ -34,13 +34,14 @@ def model(tied: bool = True, vocab: int = 400) -> Transformer:
 
 @pytest.mark.parametrize("z_loss", [0.0, 0.01])
 @pytest.mark.parametrize("chunk", [1, 7, 50, None])
-def test_chunked_head_is_cross_entropy_and_its_gradients(z_loss: float, chunk: int | None) -> None:
+@pytest.mark.parametrize("filling", [0, 14])
+def test_chunked_head_is_cross_entropy_and_its_gradients(z_loss: float, chunk: int | None, filling: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    hidden, weight = (torch.randn(n, 16, generator=generator, requires_grad=True) for n in (50, 90))
+    hidden, weight = (torch.randn(n, 16, generator=generator, requires_grad=True) for n in (50 + filling, 90))
     targets = torch.randint(0, 90, (50,), generator=generator)
     total, nats, squares = head_loss(hidden, weight, targets, z_loss=z_loss, chunk=chunk)
     found = torch.autograd.grad(total * 0.3, (hidden, weight))
-    logits = hidden @ weight.T
+    logits = hidden[:50] @ weight.T
     expected = F.cross_entropy(logits, targets, reduction="none")
     denominators = logits.logsumexp(1).square()
     wanted = torch.autograd.grad((expected.sum() + z_loss * denominators.sum()) * 0.3, (hidden, weight))

@@ -16,7 +16,9 @@ from pando.train.example import IGNORE
 from pando.train.packing import Piece
 
 PADDING = -1  # number of the document that padding is
-_SIDE = 64  # what an encoder and its decoder read is filled up to a multiple of it
+# What an encoder and its decoder read, and what a head is given, is filled up to a multiple of it: libraries prepare
+# their products for each shape that they meet, and keep them, about a megabyte each.
+SIDE = 64
 _ARRAYS = ("tokens", "targets", "documents", "positions", "prefix", "objective")
 
 
@@ -129,9 +131,8 @@ def collate_rows(rows: Sequence[Sequence[Piece]], length: int, names: tuple[str,
 
 
 def _filled(tokens: Tensor, lengths: list[int]) -> Tensor:
-    """Packed tokens with one more document, without targets, that fills them up to a multiple of `_SIDE`: libraries
-    prepare their products for each shape that they meet, and keep them."""
-    lengths.append(_SIDE - tokens.shape[0] % _SIDE)
+    """Packed tokens with one more document, without targets, that fills them up to a multiple of `SIDE`."""
+    lengths.append(SIDE - tokens.shape[0] % SIDE)
     return torch.cat((tokens, tokens.new_zeros(lengths[-1])))
 
 

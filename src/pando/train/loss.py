@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pando.model.transformer import Transformer
-from pando.train.batch import PADDING, Batch
+from pando.train.batch import PADDING, SIDE, Batch
 from pando.train.routing import Routing, mixture_layers
 
 _CHUNK_NUMBERS = {"cpu": 1 << 21, "cuda": 1 << 27}  # logits of a chunk; more were slower on a CPU (its caches)
@@ -57,7 +58,7 @@ def batch_loss(
     ctx.routed = routing
     hidden = model(tokens, ctx).flatten(0, -2)
     if batch.weight < hidden.shape[0]:
-        hidden = hidden.index_select(0, places)
+        hidden = hidden.index_select(0, F.pad(places, (0, -batch.weight % SIDE)))
     targets = batch.targets.flatten()[batch.places]
     hidden, cap = model.before_head(hidden), model.config.softcap
     total, nats, squares = head_loss(
@@ -90,7 +91,8 @@ def head_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Summed cross-entropy of targets [N] under softmax(hidden [N, D] @ weight [V, D].T).
 
-    Products are made in the dtype of `weight` (or of autocast, where it is on), sums and softmax in float32.
+    There may be further rows of `hidden`, which are of no account (see `SIDE`). Products are made in the dtype of
+    `weight` (or of autocast, where it is on), sums and softmax in float32.
 
     Args:
         bias: [V], added to the products, or None.
@@ -102,7 +104,7 @@ def head_loss(
     """
     if chunk is None:
         numbers = _CHUNK_NUMBERS.get(weight.device.type, _CHUNK_NUMBERS["cuda"])
-        chunk = max(128, numbers // weight.shape[0])
+        chunk = max(128, numbers // weight.shape[0] // SIDE * SIDE)
     found: tuple[Tensor, Tensor, Tensor] = _HeadLoss.apply(hidden, weight, bias, targets, z_loss, softcap, chunk)  # type: ignore[no-untyped-call]
     return found
 
@@ -129,14 +131,18 @@ class _HeadLoss(torch.autograd.Function):
             d_hidden = torch.empty_like(hidden) if wants_hidden else None
             d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
             d_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
-            nats, squares = (torch.empty(len(targets), device=hidden.device) for _ in range(2))
-            for start in range(0, len(targets), chunk):
+            rows, count = len(hidden), len(targets)
+            nats, squares = (torch.empty(rows, device=hidden.device) for _ in range(2))
+            targets = F.pad(targets, (0, rows - count))
+            for start in range(0, rows, chunk):
                 part = slice(start, start + chunk)
                 h = hidden[part].to(number)
                 logits = h @ w.T if bias is None else torch.addmm(bias.to(number), h, w.T)
                 wanted = wants_hidden or wants_weight or wants_bias
                 nats[part], log_total, grad = _chunk(logits, targets[part], z_loss, softcap, wanted)
                 squares[part] = log_total.square()
+                if start + chunk > count and wanted:
+                    grad[max(0, count - start) :] = 0
                 if d_hidden is not None:
                     d_hidden[part] = grad.to(number) @ w
                 if d_weight is not None:
@@ -144,6 +150,7 @@ class _HeadLoss(torch.autograd.Function):
                 if d_bias is not None:
                     d_bias += grad.sum(0)
         ctx.save_for_backward(d_hidden, None if d_weight is None else d_weight.to(weight.dtype), d_bias)
+        nats, squares = nats[:count], squares[:count]
         ctx.mark_non_differentiable(nats, squares)
         total = nats.sum(dtype=torch.float64) + z_loss * squares.sum(dtype=torch.float64)
         return total.float(), nats, squares
