@@ -29,6 +29,12 @@ def _given(folder: Path, text: str) -> object:
         ("size: 15m\noptim:\n  matrix_rat: 1", 3, "optim.matrix_rat: unknown key; known are kind, matrix_rate"),
         ("seed: 1\ncolour: red", 2, "colour: unknown key; known are name, size"),
         ("size: big", 1, "size: 'big' is no size; write 4m"),
+        ("size: 0m", 1, "size: '0m' is no size; write 4m"),
+        ("size: nan", 1, "size: 'nan' is no size"),
+        ("seed: 99999999999999999999", 1, "seed: must be at most 9223372036854775807"),
+        ("sequence: 3", 1, "sequence: must be at least 8"),
+        ("base: b\ntokens: 1m\nbudget: {usd: 1}", 3, "base and tokens are given, which leaves nothing"),
+        ("model: {depth: 2, width: 64}\ntokens: 1m\nbudget: {usd: 1}", 3, "model.width and tokens are given"),
         ("size: 15", 1, "size: must be a text, not 15"),
         ("budget: {hours: 1, usd: 2}", 1, "budget.usd: give hours or usd, not both"),
         ("budget: 3", 1, "budget: must be a mapping of hours, usd"),
@@ -91,6 +97,8 @@ def test_a_budget_becomes_size_and_tokens(tmp_path: Path) -> None:
     assert weights[1] > 2.5 * weights[0]  # ten times the compute, about its root in weights
     used = 6 * model_config(small.config, 8192).parameters * small.config.tokens
     assert 0.5 < used / 3.6e14 < 1.5
+    fixed = resolve(_given(tmp_path, "budget: {hours: 1}\ntokens: 10m"), CORPUS, lambda: 1e11, 0.1).config  # type: ignore[arg-type]
+    assert 0.5 < 6 * model_config(fixed, 8192).parameters * 10_000_000 / 3.6e14 < 1.5
     with pytest.raises(PandoError, match=r"budget.usd: this machine costs nothing"):
         resolve(_given(tmp_path, "budget: {usd: 1}"), CORPUS, lambda: 1e11, 0.0)  # type: ignore[arg-type]
 
@@ -99,7 +107,7 @@ def test_what_is_given_stays_and_what_is_resolved_is_a_file_again(tmp_path: Path
     text = "size: 4m\nmodel: {depth: 3, kv_heads: 1}\noptim: {matrix_rate: 0.5}\nbatch: 8k\nseed: 7"
     config = resolve(_given(tmp_path, text), CORPUS, lambda: math.nan, 0.1).config  # type: ignore[arg-type]
     assert (config.model.depth, config.model.kv_heads, config.optim.matrix_rate) == (3, 1, 0.5)
-    assert (config.batch, config.seed) == (8000, 7)
+    assert (config.batch, config.seed) == (15 * 512, 7)  # whole rows
     write_config(config, tmp_path / "config.yaml", ["a note"])
     again = build(read_config(tmp_path / "config.yaml").values)
     assert again == config
@@ -132,6 +140,13 @@ def test_the_expected_loss_falls_with_weights_and_tokens_and_has_a_range() -> No
     assert low < middle < high
 
 
+def test_a_mixture_is_expected_to_learn_what_its_active_weights_do() -> None:
+    dense = build({"model.depth": 4, "model.hidden": 1024})
+    mixture = build({"model.depth": 4, "model.hidden": 1024, "model.experts": 8, "model.top_k": 2})
+    bits = [expected_bits(model_config(one, 8192), 1e9)[0] for one in (dense, mixture)]
+    assert bits[0] == pytest.approx(bits[1], rel=0.01)
+
+
 def test_a_forecast_adds_up() -> None:
     config = build({"tokens": 1_000_000, "batch": 10_240, "sequence": 512})
     model = model_config(config, 8192)
@@ -141,5 +156,7 @@ def test_a_forecast_adds_up() -> None:
     watched = build({"tokens": 1_000_000, "batch": 10_240, "sequence": 512, "watch.validate": 40})
     more = forecast(watched, model, replace(CORPUS, held_back=153_600), Speed(2.0, 1e9, 1e11), 3.0)
     assert more.hours * 3600 == pytest.approx(2 * (98 + 3 * 15 * 2 / 3))  # after 40, 80 and 98 steps, 15 steps' tokens
+    shared = forecast(watched, model, replace(CORPUS, held_back=153_600), Speed(2.0, 1e9, 1e11), 3.0, world=4)
+    assert shared.hours * 3600 == pytest.approx(2 * (98 + 4 * 3 * 15 * 2 / 3))  # each rank reads all that is held back
     assert said.tokens_per_second == 5120 and said.extrapolated == (model.parameters < 44e6)
     assert 2.5 < said.flops / (2 * scaling_weights(model) * said.tokens) < 3.1

@@ -15,7 +15,7 @@ from pando.errors import DataError, PandoError
 from pando.model.config import AttentionConfig, InitConfig, LayerConfig, MlpConfig, ModelConfig, RopeConfig
 from pando.model.transformer import Transformer
 from pando.train.batch import Batch, collate_rows
-from pando.train.example import IGNORE, Example
+from pando.train.example import IGNORE, Example, parted
 from pando.train.loss import batch_loss
 from pando.train.objectives import OBJECTIVES, make_mixture
 from pando.train.objectives.span import SENTINEL, _partition
@@ -115,6 +115,22 @@ def test_span_can_be_undone_and_fills_rows(tokens: np.ndarray, seed: int, room: 
     assert [t for one in examples for t in restored(one)] == tokens[:-1].tolist()
     assert all(len(one.tokens) == room for one in examples[:-1]) and len(examples[-1].tokens) <= room
     assert (len(examples) == 1) == (len(tokens) + 2 <= room)
+
+
+@given(documents, st.sampled_from([8, 9, 16, T]), st.floats(0.05, 0.95), st.floats(1, 9))
+def test_span_takes_any_rate_and_length(tokens: np.ndarray, room: int, rate: float, mean: float) -> None:
+    examples = make("span", tokens, room=room, rate=rate, mean_length=mean)
+    assert [t for one in examples for t in restored(one)] == tokens[:-1].tolist()
+    assert all(len(one.tokens) == room for one in examples[:-1]) and len(examples[-1].tokens) <= room
+
+
+def test_an_encoder_reads_the_end_of_what_is_too_long() -> None:
+    prompt, answer = tuple(range(10, 40)), tuple(range(50, 58))
+    for room, read, written in ((64, 30, 8), (20, 12, 8), (6, 1, 5)):
+        one = parted(answered(SupervisedExample(prompt, answer)), 3, room)
+        assert len(one.tokens) == len(one.targets) <= room and one.prefix == read
+        assert one.tokens[:read].tolist() == list(prompt[-read:]) and one.tokens[read] == 3
+        assert one.targets[read:].tolist() == list(answer[:written]) and (one.targets[:read] == IGNORE).all()
 
 
 def test_span_cuts_out_its_rate_in_spans_of_its_length() -> None:
@@ -268,6 +284,8 @@ def test_mixture_draws_by_weight_and_source(tmp_path: Path) -> None:
         ({"span": {"rate": 0}}, r"objectives\.span: rate is 0"),
         ({"span": {"mean_length": 0.5}}, "mean_length is 0.5"),
         ({"fim": {"spm": -1}}, r"objectives\.fim: spm is -1"),
+        ({"causal": {"sources": [{"name": "web"}]}}, r"objectives\.causal: sources .* are none of the corpus"),
+        ({"causal": {"sources": ["talk"]}}, "objectives: none takes the source plain"),
     ],
 )
 def test_options_out_of_range_are_named(settings: dict, named: str, tmp_path: Path) -> None:

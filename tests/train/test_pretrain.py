@@ -27,7 +27,7 @@ from pando.train.log import losses, read_log
 from pando.train.loop import Outcome, pretrain
 from pando.train.parallel import Place, joined
 from pando.train.prepare import Money, foresee, prepare
-from pando.train.record import note_billed
+from pando.train.record import claim, note_billed
 from pando.train.shards import Shards, open_shards
 from pando.train.trainer import Trainer
 from tests.train.corpus import sentences, write_texts
@@ -246,6 +246,62 @@ def test_old_checkpoints_are_retired(config: Path, shards: Shards, tmp_path: Pat
     _run(config, shards, tmp_path / "run")
     names = [path.name[-2:] for path in checkpoint.whole(tmp_path / "run" / "checkpoints")]
     assert names == ["05", "10", "11", "12"]
+    config.write_text(config.read_text().replace("steps: 1, last: 2", "steps: 0, last: 1"))
+    _run(config, shards, tmp_path / "sparse")  # those that are kept are written, whatever else is due
+    assert [path.name[-2:] for path in checkpoint.whole(tmp_path / "sparse" / "checkpoints")] == ["05", "10", "12"]
+
+
+def test_a_checkpoint_of_another_python_is_read() -> None:
+    """Python 3.13 calls the home of its paths by another name."""
+    import io
+    import pickle
+    from pathlib import PosixPath
+
+    written = pickle.dumps(PosixPath("a"), protocol=0).replace(b"cpathlib\n", b"cpathlib._local\n")
+    assert b"_local" in written and checkpoint._Contents(io.BytesIO(written)).load() == PosixPath("a")
+
+
+def test_a_folder_of_something_else_is_left_alone(config: Path, shards: Shards, tmp_path: Path) -> None:
+    with pytest.raises(PandoError, match="holds something else"):
+        _run(config, shards, tmp_path)
+    assert config.read_text() == CONFIG
+
+
+def test_one_process_at_a_time_has_a_run(config: Path, shards: Shards, tmp_path: Path) -> None:
+    _run(config, shards, tmp_path / "run")
+    with claim(tmp_path / "run"), pytest.raises(PandoError, match="another process is training in"):
+        _run(config, shards, tmp_path / "run", resume=True)
+    assert _run(config, shards, tmp_path / "run", resume=True).finished
+
+
+def test_each_session_costs_what_its_machines_do(
+    config: Path, shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def session(price: float, **options: Any) -> Outcome:
+        with joined("cpu") as place:
+            return pretrain(config, shards, tmp_path / "run", place, Money(price), quiet=True, **options)
+
+    interrupted(monkeypatch, 6, lambda: session(3600.0))
+    kept = checkpoint.facts(checkpoint.newest(tmp_path / "run" / "checkpoints") or tmp_path)
+    assert kept["usd"] == pytest.approx(kept["seconds"])
+    done = session(0.0, resume=True)
+    assert done.usd == pytest.approx(kept["usd"]) and done.unbilled_usd == done.usd
+    assert done.seconds > kept["seconds"]
+
+
+def test_samples_that_fail_cost_no_step(config: Path, shards: Shards, tmp_path: Path) -> None:
+    class Broken:
+        def samples(self, *_: Any) -> list[str]:
+            raise MemoryError
+
+        def evaluate(self, *_: Any) -> dict[str, float]:
+            return {}
+
+    config.write_text(config.read_text().replace("steps: 4", "steps: 0"))
+    with pytest.raises(MemoryError):
+        _run(config, shards, tmp_path / "run", hooks=Broken())
+    again = _run(config, shards, tmp_path / "run", resume=True, hooks=Broken())
+    assert again.finished and again.session_tokens == 0
 
 
 def test_a_table_of_contents_that_would_run_code_is_refused(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def command(
 ) -> None:
     """Write a base as a Hugging Face folder or a GGUF file."""
     from pando.errors import PandoError
+    from pando.files import replaceable
     from pando.model.base import open_base
     from pando.model.export import write_hf
     from pando.model.gguf_write import DTYPES, licence_of, write_gguf
@@ -45,6 +46,7 @@ def command(
         raise PandoError(f"{out} exists already; choose another --out, or replace it with --force")
     source = open_base(base)
     if to is Form.hf:
+        out = replaceable(out, "config.json")
         write_hf(source, out, dtype)
         size = sum(path.stat().st_size for path in out.iterdir())
     else:

@@ -50,7 +50,7 @@ def command(
     if threads:
         torch.set_num_threads(threads)
     with joined(given.values.get("machine.device", "auto")) as place:
-        money = Money(settings.machine_usd_per_hour, place.world)
+        money = Money(settings.machine_usd_per_hour, place.machines)
         if plan:
             resolved = prepare(given, shards, place, money)
             said = foresee(resolved.config, shards, place, money)
@@ -62,7 +62,7 @@ def command(
         outcome = pretrain(config, shards, folder, place, money, resume=resume, hooks=hooks, quiet=as_json)
         if place.first:
             if not outcome.closed:
-                _bill(outcome, shards, money.usd(outcome.unbilled))
+                _bill(outcome, shards)
                 note_billed(outcome)
             _print_outcome(outcome, as_json)
     if not outcome.finished:
@@ -165,7 +165,7 @@ def _answers(given: Given) -> list[tuple[str, str]]:
     return found
 
 
-def _bill(outcome: Outcome, shards: Shards, usd: float) -> None:
+def _bill(outcome: Outcome, shards: Shards) -> None:
     """One line of the ledger for this session; the last one holds forecast and actual figures side by side."""
     from pando.interface import Identity, Usage
     from pando.ledger import open_ledger
@@ -190,7 +190,7 @@ def _bill(outcome: Outcome, shards: Shards, usd: float) -> None:
             base=base,
             usage=Usage(prompt_tokens=outcome.unbilled_tokens),
             seconds={"compute": outcome.unbilled},
-            usd=usd,
+            usd=outcome.unbilled_usd,
             detail=detail,
         )
 

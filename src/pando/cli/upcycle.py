@@ -21,6 +21,7 @@ def command(
 ) -> None:
     """Make a mixture of experts of a dense base. It says what the base says, until it is trained further."""
     from pando.errors import PandoError
+    from pando.files import replaceable
     from pando.model.anatomy import facts
     from pando.model.base import open_base
     from pando.model.upcycle import upcycle
@@ -28,6 +29,7 @@ def command(
 
     if out.exists() and not force:
         raise PandoError(f"{out} exists already; choose another --out, or replace it with --force")
+    out = replaceable(out, "config.json")
     found = facts(upcycle(open_base(base), out, experts, top_k, seed), out.name)
     print(json.dumps(found, indent=1) if as_json else "\n".join(picture(found)))
     print(f"Written: {out}", file=sys.stderr)

@@ -59,7 +59,11 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], facts: dict[str, A
             folder.mkdir(parents=True, exist_ok=True)
             _sweep(folder)
             aside.mkdir()
-        place.meet()
+    except OSError as error:
+        problem = error
+    if place.agree(float(problem is not None)):
+        raise _unwritten(final, problem, newest(folder)) from problem
+    try:
         writer = FileSystemWriter(aside)
         with _quiet():
             write(tensors, storage_writer=writer, no_dist=place.world == 1)
@@ -182,6 +186,7 @@ class _Contents(pickle.Unpickler):
     }  # fmt: skip
 
     def find_class(self, module: str, name: str) -> Any:
+        module = "pathlib" if module == "pathlib._local" else module  # Python 3.13's name for it
         number = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if not number and name not in self._MODULES.get(module, ()):
             raise pickle.UnpicklingError(f"its table of contents names {module}.{name}")

@@ -83,7 +83,8 @@ class MachineConfig:
         device: "auto" (CUDA, else CPU), "cpu" or "cuda".
         number: dtype of the products: "float32", "bfloat16", or "auto", measured before the run.
         compile: "on", "off", or "auto": blocks are compiled where a compiler exists and the run is long enough.
-        micro_rows: rows of one forward pass; 0 fits the memory.
+        micro_rows: rows of one forward pass; 0 takes as many as keep half a million hidden numbers (rows x sequence x
+            width) on a CPU and 67 million on a GPU, whatever memory there is.
         recompute: activations of each block are computed again in the backward pass, which saves memory.
         threads: compute threads; 0 leaves the settings' choice.
     """
@@ -104,7 +105,7 @@ class KeepConfig:
         minutes: between checkpoints, about; 0 leaves it to `steps`.
         steps: a checkpoint after every so many steps; 0 leaves it to `minutes`.
         last: how many of the newest are kept.
-        every: checkpoints at multiples of so many steps are kept for good; 0 keeps none.
+        every: a checkpoint after every so many steps is written and kept for good; 0 keeps none.
     """
 
     minutes: float = 10.0

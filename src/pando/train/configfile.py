@@ -23,9 +23,10 @@ _SCALES = {"k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
 _LEAST: dict[str, float] = {
     "budget.hours": 1e-6, "budget.usd": 1e-9, "model.depth": 1, "model.width": 1, "model.hidden": 1, "model.heads": 1,
     "model.kv_heads": 1, "model.head_dim": 2, "model.context": 2, "model.rope_theta": 1, "tokens": 1, "batch": 1,
-    "sequence": 2, "model.top_k": 1, "keep.last": 1, "watch.sample_tokens": 1, "optim.momentum_steps": 0,
+    "sequence": 8, "model.top_k": 1, "keep.last": 1, "watch.sample_tokens": 1, "optim.momentum_steps": 0,
     "optim.epsilon": 1e-30, "optim.spike_window": 2, "model.groups": 1, "model.top_groups": 1,
 }  # fmt: skip
+_MOST = {"seed": 2**63 - 1}
 _BELOW_ONE = {"optim.momentum", "optim.second_beta", "optim.beta1", "optim.beta2"}
 _SHARES = {"optim.warmup", "optim.decay", "optim.final"}
 _OF_EXPERTS = ("experts", "top_k", "shared_experts", "expert_hidden", "groups", "top_groups", "dense_layers")
@@ -124,6 +125,8 @@ def _number(kind: Any, value: Any, name: str, wrong: Any) -> Any:
     least = _LEAST.get(name, 0)
     if value < least:
         raise wrong(f"must be at least {least:g}, not {value:g}" if least > 1e-4 or not least else "must be above 0")
+    if value > _MOST.get(name, math.inf):
+        raise wrong(f"must be at most {_MOST[name]}, not {value}")
     if (name in _BELOW_ONE and value >= 1) or (name in _SHARES and value > 1):
         raise wrong(f"must be {'below' if name in _BELOW_ONE else 'at most'} 1, not {value:g}")
     return kind(value)
@@ -143,13 +146,17 @@ def parse_count(text: str) -> float | str:
 def _together(given: Given) -> None:
     """What does not go together, before anything is computed."""
     values = given.values
-    if values.get("size") is not None and not isinstance(parse_count(values["size"]), (int, float)):
+    size = parse_count(values["size"]) if values.get("size") is not None else 1
+    if not isinstance(size, (int, float)) or not 0 < size < math.inf:
         raise given.wrong("size", f"{values['size']!r} is no size; write 4m, 15m, 125m or 1.5b")
     budget = [name for name in ("budget.hours", "budget.usd") if values.get(name) is not None]
     if len(budget) == 2:
         raise given.wrong("budget.usd", "give hours or usd, not both")
-    if values.get("size") is not None and budget and "tokens" in values:
-        raise given.wrong(budget[0], "size and tokens are given, which leaves nothing for a budget to decide")
+    sized = next((name for name in ("size", "base", "model.width") if values.get(name) is not None), None)
+    if sized == "model.width" and "model.depth" not in values:
+        sized = None
+    if sized and budget and "tokens" in values:
+        raise given.wrong(budget[0], f"{sized} and tokens are given, which leaves nothing for a budget to decide")
     if values.get("base") is not None:
         for field in values:
             if field == "size" or field.startswith(("model.", "init.")):

@@ -78,8 +78,9 @@ def resolve(given: Given, corpus: CorpusFacts, flops: Callable[[], float], usd_p
     compute = 3600 * hours * flops() if hours is not None else None
     wanted = float(parse_count(values["size"])) if values.get("size") is not None else None
     if wanted is None and compute is not None:
-        # 6 N T = C with T = 12 N
-        wanted = math.sqrt(compute / (6 * TOKENS_PER_WEIGHT))
+        # 6 N T = C, with T = 12 N where it is open
+        given_tokens = values.get("tokens")
+        wanted = compute / (6 * given_tokens) if given_tokens else math.sqrt(compute / (6 * TOKENS_PER_WEIGHT))
         notes.append(f"budget: {hours:g} h are {compute:.2e} FLOPs, best spent on about {wanted / 1e6:.1f}m weights")
     if values.get("base") is not None:
         values["base"] = located(given)
@@ -103,7 +104,13 @@ def resolve(given: Given, corpus: CorpusFacts, flops: Callable[[], float], usd_p
     if "batch" not in values:
         values["batch"] = best_batch(values["tokens"], build(values).sequence)
         notes.append(f"batch: {values['batch']:,} tokens a step (Power Lines; at least {LEAST_STEPS} steps)")
+    if values["batch"] % (sequence := build(values).sequence) and values["batch"] > sequence:
+        whole = values["batch"] // sequence * sequence
+        notes.append(f"batch: {whole:,} tokens a step, whole rows of {sequence} of the {values['batch']:,} asked for")
+        values["batch"] = whole
     _rates(values, model)
+    if values.get("watch.answers") is not None:
+        values["watch.answers"] = str((given.path.parent / values["watch.answers"]).resolve())
     values = {name: value for name, value in values.items() if not name.startswith("budget.")}  # it is tokens now
     config = build(values)
     if config.sequence > model.context_length:

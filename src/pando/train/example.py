@@ -30,14 +30,17 @@ class Example(NamedTuple):
     cuttable: bool = False
 
 
-def parted(example: Example, start: int) -> Example:
+def parted(example: Example, start: int, room: int) -> Example:
     """The example for a model with an encoder, one token longer: the encoder reads what stands before the first target,
-    the decoder begins with `start` and writes the rest."""
+    the decoder begins with `start` and writes the rest. What is longer than `room` (at least 2) loses the beginning of
+    what is read, and where that is not enough the end of what is written."""
     first = int((example.targets != IGNORE).argmax())
     read, after = example.tokens[: first + 1], example.tokens[first + 1 :]
+    read = read[-max(1, room - 1 - len(after)) :]
+    after = after[: room - 1 - len(read)]
     tokens = np.concatenate((read, np.array([start], np.int32), after))
-    targets = np.concatenate((np.full(len(read), IGNORE, np.int32), example.targets[first:]))
-    return Example(tokens, targets, prefix=len(read))
+    written = example.targets[first : first + 1 + len(after)]
+    return Example(tokens, np.concatenate((np.full(len(read), IGNORE, np.int32), written)), prefix=len(read))
 
 
 class Objective(Protocol):

@@ -17,11 +17,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import torch
 
 from pando.errors import PandoError
+from pando.files import replaceable
 from pando.model.config import ModelConfig
 from pando.model.transformer import Transformer
 from pando.train import checkpoint, plan
@@ -32,7 +33,7 @@ from pando.train.finish import leave_base
 from pando.train.log import NAME, Log, Watcher, read_log
 from pando.train.parallel import Place, gathered
 from pando.train.prepare import Money, foresee, prepare
-from pando.train.record import base_hash, billed, read_run, same_run, was_kept, write_run
+from pando.train.record import RUN, base_hash, billed, claim, read_run, same_run, was_kept, write_run
 from pando.train.shards import Shards
 from pando.train.trainer import Step, Trainer
 
@@ -57,7 +58,7 @@ class Outcome:
         finished: every step was made and the base model is in `folder / "model"`.
         steps, tokens: made in all; `session_tokens` of them in this session, and `unbilled_tokens` that no ledger line
             has yet.
-        seconds: spent in all, and `unbilled` of them that no ledger line has yet.
+        seconds, usd: spent in all, and `unbilled` and `unbilled_usd` of them that no ledger line has yet.
         closed: whether the ledger has the run as a finished one.
         validation: the last one, or {}.
         forecast: what was said before, or {}.
@@ -71,6 +72,8 @@ class Outcome:
     unbilled_tokens: int
     seconds: float
     unbilled: float
+    usd: float
+    unbilled_usd: float
     closed: bool
     validation: dict[str, Any]
     forecast: dict[str, Any]
@@ -112,17 +115,19 @@ class _Run:
         self.shards = shards
         self.model_config: ModelConfig = model_config(config, shards.vocab_size, shards.end)
         self.seconds, self.billed = 0.0, billed(folder)
+        self._before = (0.0, 0.0)  # seconds and US dollars of the sessions before, on whatever machines
         self.validation: dict[str, Any] = {}
         self.log: Log | None = None
         self.watcher: Watcher | None = None
         self.stopping = False
+        self._claim: IO[str] | None = None
 
     @classmethod
     def open(
         cls, file: Path, shards: Shards, folder: Path, place: Place, money: Money, resume: bool, quiet: bool
     ) -> _Run:
         given = read_config(file)
-        found = read_run(folder)
+        found = read_run(folder) if (folder / "config.yaml").exists() else {}  # else it never began
         start = checkpoint.newest(folder / "checkpoints") if found else None
         if found and not resume and (start or (folder / "model").exists()):
             raise PandoError(f"{folder} holds a run already: add --resume to go on with it, or name another --out")
@@ -133,6 +138,7 @@ class _Run:
             run = cls(folder, config, shards, place, money, found)
         else:
             start = None
+            replaceable(folder, RUN)  # what else is there is somebody's
             resolved = prepare(given, shards, place, money)
             said = foresee(resolved.config, shards, place, money)
             facts = {"given": given.values, "corpus": shards.hash, "forecast": said.as_dict(), "started": time.time()}
@@ -140,12 +146,21 @@ class _Run:
             run = cls(folder, resolved.config, shards, place, money, facts)
             if place.first:
                 folder.mkdir(parents=True, exist_ok=True)
-                write_config(resolved.config, folder / "config.yaml", resolved.notes)
                 write_run(folder, facts)
+                write_config(resolved.config, folder / "config.yaml", resolved.notes)
         run._begin(start, quiet)
         return run
 
     def _begin(self, start: Path | None, quiet: bool) -> None:
+        taken: PandoError | None = None
+        if self.place.first:
+            try:
+                self._claim = claim(self.folder)
+            except PandoError as error:
+                taken = error
+        if self.place.agree(float(taken is not None)):
+            raise taken or PandoError(f"{self.folder} is taken")
+        plan.choose_compile(self.config.machine.compile, self.place.device, 0.0)  # the device may have changed since
         self.trainer = Trainer(self.config, self.model_config, self.shards, self.place)
         if start is not None:
             found = checkpoint.facts(start)
@@ -156,6 +171,7 @@ class _Run:
             checkpoint.load(start, self.trainer.tensors(), self.place)
             checkpoint.restore_random_state(found["random"])
             self.seconds, self.validation = found["seconds"], found["validation"]
+            self._before = (self.seconds, found.get("usd", self.money.usd(self.seconds)))
         self.billed = billed(self.folder)
         self.first_step = self.trainer.steps_made
         self._saved = self._clock = time.perf_counter()
@@ -169,6 +185,12 @@ class _Run:
         self.watcher = Watcher(self.config.steps, made, price, quiet or not self.place.first)
         if start is not None:
             self.watcher.say(f"going on from {start.name}")
+
+    @property
+    def usd(self) -> float:
+        """What was spent in all."""
+        seconds, usd = self._before
+        return usd + self.money.usd(self.seconds - seconds)
 
     def to_the_end(self, hooks: Hooks | None) -> Outcome:
         """Makes the remaining steps; Ctrl-C ends after the step under way, with a checkpoint."""
@@ -194,9 +216,11 @@ class _Run:
                 self._note(step)
                 waiting = None
                 if look:
-                    self._look(made, last, hooks)
+                    self._judge(made, last)
                 if last or stopping or due:
                     self._save(made)
+                if look and hooks is not None:  # behind the checkpoint: nothing that goes wrong there costs a step
+                    self._show(made, last, hooks)
                 if stopping and not last:
                     return self._outcome(False)
                 self._clock = time.perf_counter()
@@ -207,7 +231,7 @@ class _Run:
         """Whether somebody wants the session to end, and whether a checkpoint is due: by the first rank's word."""
         keep = self.config.keep
         due = bool(keep.minutes) and time.perf_counter() - self._saved >= 60 * keep.minutes
-        due = due or bool(keep.steps and made % keep.steps == 0)
+        due = due or any(every and made % every == 0 for every in (keep.steps, keep.every))
         said = int(self.place.agree(2 * self.stopping + due))
         return said >= 2, bool(said % 2)
 
@@ -231,25 +255,39 @@ class _Run:
         watch = self.config.watch
         return any(every and made % every == 0 for every in (watch.validate, watch.sample, watch.evaluate))
 
-    def _look(self, made: int, last: bool, hooks: Hooks | None) -> None:
-        """Validation, samples and evaluations, where they are due. Their time is the run's too."""
-        watch, started = self.config.watch, time.perf_counter()
-        if last or (watch.validate and made % watch.validate == 0):
+    def _judge(self, made: int, last: bool) -> None:
+        """A validation, where one is due. Its time is the run's too."""
+        every, started = self.config.watch.validate, time.perf_counter()
+        if last or (every and made % every == 0):
             self._validate(made)
+        self.seconds += time.perf_counter() - started
+
+    def _show(self, made: int, last: bool, hooks: Hooks) -> None:
+        """Samples and evaluations, where they are due. Their time is the run's too."""
+        watch, started = self.config.watch, time.perf_counter()
         sample = last or (watch.sample and made % watch.sample == 0)
         evaluate = last or (watch.evaluate and made % watch.evaluate == 0)
-        if hooks is not None and (sample or evaluate):
+        if sample or evaluate:
             model = gathered(self.trainer.model, self.place)
-            try:
-                if model is not None and sample and (texts := hooks.samples(model, self.config)):
-                    self._tell("sample", made, {"texts": texts})
-                if model is not None and evaluate and (scores := dict(hooks.evaluate(model, self.config))):
-                    self._tell("evaluation", made, {"scores": scores})
-            except PandoError as error:  # a prompt that is too long, say: no reason to lose the run
-                if self.watcher is not None:
-                    self.watcher.say(f"step {made:,}: looking failed: {error}")
+            if model is not None and sample:
+                with self._forgiven(made, "samples"):
+                    if texts := hooks.samples(model, self.config):
+                        self._tell("sample", made, {"texts": texts})
+            if model is not None and evaluate:
+                with self._forgiven(made, "evaluations"):
+                    if scores := dict(hooks.evaluate(model, self.config)):
+                        self._tell("evaluation", made, {"scores": scores})
             self.place.meet()
         self.seconds += time.perf_counter() - started
+
+    @contextmanager
+    def _forgiven(self, made: int, what: str) -> Iterator[None]:
+        """A prompt that is too long, say, is no reason to end the run."""
+        try:
+            yield
+        except PandoError as error:
+            if self.watcher is not None:
+                self.watcher.say(f"step {made:,}: no {what}: {error}")
 
     def _validate(self, made: int) -> None:
         self.validation = self.trainer.validate(self.config.watch.validation_tokens)
@@ -270,6 +308,7 @@ class _Run:
             "trainer": self.trainer.state_dict(),
             "random": checkpoint.random_state(),
             "seconds": self.seconds,
+            "usd": self.usd,
             "validation": self.validation,
             "world": self.place.world,
             "torch": torch.__version__,
@@ -286,7 +325,7 @@ class _Run:
         model = gathered(self.trainer.model, self.place)
         if model is not None:
             leave_base(self.folder / "model", model, self.shards, self.config, self._actual())
-        self._tell("end", self.trainer.steps_made, {"total_seconds": self.seconds, "usd": self.money.usd(self.seconds)})
+        self._tell("end", self.trainer.steps_made, {"total_seconds": self.seconds, "usd": self.usd})
         self.place.meet()
 
     def _actual(self) -> dict[str, Any]:
@@ -297,7 +336,7 @@ class _Run:
             "step_seconds": sorted(steps)[len(steps) // 2] if steps else None,
             "memory": plan.peak_memory(self.place.device),
             "hours": self.seconds / 3600,
-            "usd": self.money.usd(self.seconds),
+            "usd": self.usd,
             "bits_per_byte": self.validation.get("bits_per_byte"),
             "validation": self.validation,
         }
@@ -316,6 +355,8 @@ class _Run:
             unbilled_tokens=max(0, tokens - self.billed["tokens"]),
             seconds=self.seconds,
             unbilled=max(0.0, self.seconds - self.billed["seconds"]),
+            usd=self.usd,
+            unbilled_usd=max(0.0, self.usd - self.billed.get("usd", self.money.usd(self.billed["seconds"]))),
             closed=self.billed["finished"],
             validation=self.validation,
             forecast=forecast,
@@ -323,7 +364,9 @@ class _Run:
         )
 
     def close(self) -> None:
-        """Lets go of the files and the bar."""
+        """Lets go of the folder, the files and the bar."""
+        if self._claim is not None:
+            self._claim.close()
         if self.log is not None:
             self.log.close()
         if self.watcher is not None:

@@ -46,6 +46,11 @@ class Place:
         """Whether this is the rank that writes and speaks."""
         return self.rank == 0
 
+    @property
+    def machines(self) -> int:
+        """How many machines the ranks are on, as torchrun says it."""
+        return max(1, self.world // int(os.environ.get("LOCAL_WORLD_SIZE", self.world)))
+
     def add_up(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, in place."""
         if self.world > 1:

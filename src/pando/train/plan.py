@@ -37,7 +37,6 @@ FITS = {
     "Besiroglu et al., arXiv 2404.10102": (1.8172, 482.01, 0.3478, 2085.43, 0.3658),
 }
 FIT_BYTES = 4.4  # bytes of a token there (MassiveText, 32,000 tokens; about)
-PASSES = 2  # forward over what a validation reads: the run's own objectives, and bits per byte; a step is three
 FIT_RANGE = (44e6, 16e9)  # weights of the smallest and largest model that was fitted
 
 
@@ -81,17 +80,26 @@ class Forecast:
 
 
 def forecast(
-    config: PretrainConfig, model: ModelConfig, corpus: CorpusFacts, speed: Speed, usd_per_hour: float
+    config: PretrainConfig,
+    model: ModelConfig,
+    corpus: CorpusFacts,
+    speed: Speed,
+    usd_per_hour: float,
+    world: int = 1,
 ) -> Forecast:
-    """Puts together what was measured and what the rules say."""
+    """Puts together what was measured and what the rules say; `world` ranks share a step."""
     tokens = config.steps * config.rows * config.sequence
-    looked = validated_tokens(config, corpus.held_back) / (config.rows * config.sequence)
-    hours = (config.steps + looked * PASSES / 3) * speed.step_seconds / 3600
+    # forward passes over what a validation reads, by each rank: the run's own objectives, and bits per byte where there
+    # are some; a step is three
+    passes = 2 if learns_causally(config, model) else 1
+    looked = world * passes * validated_tokens(config, corpus.held_back) / (config.rows * config.sequence)
+    hours = (config.steps + looked / 3) * speed.step_seconds / 3600
     middle: float | None = None
     low: float | None = None
     high: float | None = None
     if config.base is None and learns_causally(config, model):
-        bits = expected_bits(model, min(tokens, 16 * corpus.tokens))  # beyond, repeating teaches nothing (2305.16264)
+        fresh = min(tokens, 16 * corpus.tokens)  # beyond, repeating teaches nothing (2305.16264)
+        bits = expected_bits(model, fresh * corpus.bytes_per_token / FIT_BYTES)
         untrained = math.log2(corpus.vocab_size) / max(1e-9, corpus.bytes_per_token)
         middle, low, high = (min(one, untrained) for one in bits)
     return Forecast(
@@ -121,14 +129,15 @@ def validated_tokens(config: PretrainConfig, held_back: int) -> int:
 
 
 def expected_bits(model: ModelConfig, tokens: float) -> tuple[float, float, float]:
-    """Bits per byte to expect of web-like English, and the ends of a range.
+    """Bits per byte to expect of web-like English after so many tokens of `FIT_BYTES`, and the ends of a range. Of a
+    mixture, what its active weights would reach by themselves.
 
     The middle is the mean of the two fits, turned into bits per byte by the size of their tokens. The range goes from
     the lower fit to the higher one, 15 % wider each way: other texts differ that much (code and dialogue are easier,
     encyclopaedias harder), and this is no interval in a statistical sense.
     """
     bits = [
-        (e + a / model.parameters**alpha + b / tokens**beta) / math.log(2) / FIT_BYTES
+        (e + a / model.active_parameters**alpha + b / tokens**beta) / math.log(2) / FIT_BYTES
         for e, a, alpha, b, beta in FITS.values()
     ]
     return statistics.fmean(bits), 0.85 * min(bits), 1.15 * max(bits)

@@ -18,10 +18,12 @@ from pando.train.parallel import Place
 from pando.train.shards import Shards
 from pando.train.trainer import Trainer
 
+_TOKENIZER = ("normalizer", "pre_tokenizer", "model", "added_tokens")  # what its ids depend on
+
 
 @dataclass(frozen=True)
 class Money:
-    """Price of one machine an hour in US dollars, and how many there are (one for each rank)."""
+    """Price of one machine an hour in US dollars, and how many there are."""
 
     usd_per_hour: float
     machines: int = 1
@@ -42,7 +44,7 @@ def corpus_facts(shards: Shards) -> CorpusFacts:
 def prepare(given: Given, shards: Shards, place: Place, money: Money) -> Resolved:
     """The whole configuration of a new run: the dial's, and what was measured here for `auto`.
 
-    Where a budget decides how many tokens there are, real steps are timed first, so that they fit into it.
+    Where a budget decides, real steps are timed first, so that they fit into it.
 
     Raises:
         ConfigError: what is given does not go together, or the corpus has another tokenizer than the base.
@@ -58,7 +60,7 @@ def prepare(given: Given, shards: Shards, place: Place, money: Money) -> Resolve
         return place.agree(0.4 * plan.product_flops(place.device, getattr(torch, number))) * place.world
 
     found = _resolved(given, shards, place, money, number, guess)
-    if "tokens" not in given.values and any(name.startswith("budget.") for name in given.values):
+    if any(given.values.get(name) is not None for name in ("budget.hours", "budget.usd")):
         said = foresee(found.config, shards, place, money)
         reached = place.agree(said.flops / (3600 * said.hours))
         found = _resolved(given, shards, place, money, number, lambda: reached)
@@ -68,7 +70,7 @@ def prepare(given: Given, shards: Shards, place: Place, money: Money) -> Resolve
 def _check_tokenizer(given: Given, shards: Shards) -> None:
     base = open_base(located(given)).folder
     ours, theirs = (
-        {part: read_json(folder / "tokenizer.json").get(part) for part in ("model", "added_tokens", "pre_tokenizer")}
+        {part: read_json(folder / "tokenizer.json").get(part) for part in _TOKENIZER}
         for folder in (base, shards.folder)
     )
     if ours != theirs:
@@ -94,4 +96,5 @@ def foresee(config: PretrainConfig, shards: Shards, place: Place, money: Money) 
     """Times a few steps and says what the run will take. Nothing is written, no state is kept."""
     model = model_config(config, shards.vocab_size, shards.end)
     speed = plan.measure(Trainer(config, model, shards, place))
-    return plan.forecast(config, model, corpus_facts(shards), speed, money.usd_per_hour * money.machines)
+    usd_per_hour = money.usd_per_hour * money.machines
+    return plan.forecast(config, model, corpus_facts(shards), speed, usd_per_hour, place.world)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pando.errors import PandoError
 from pando.files import atomic_write, check_format
@@ -19,6 +20,21 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 RUN, BILLED = "run.json", "billed.json"
+
+
+def claim(folder: Path) -> IO[str]:
+    """Keeps other processes of this machine out of a run's folder, until what is returned is closed.
+
+    Raises:
+        PandoError: one has it.
+    """
+    file = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise PandoError(f"another process is training in {folder}: wait for its end, or name another --out") from None
+    return file
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -45,17 +61,17 @@ def write_run(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def billed(folder: Path) -> dict[str, Any]:
-    """What of a run is in the ledger: seconds, tokens, and whether it is as a finished one."""
+    """What of a run is in the ledger: seconds, US dollars, tokens, and whether it is as a finished one."""
     try:
         found: dict[str, Any] = json.loads((folder / BILLED).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {"seconds": 0.0, "tokens": 0, "finished": False}
+        return {"seconds": 0.0, "usd": 0.0, "tokens": 0, "finished": False}
     return found
 
 
 def note_billed(outcome: Outcome) -> None:
     """Notes that all of it is in the ledger now."""
-    noted = {"seconds": outcome.seconds, "tokens": outcome.tokens, "finished": outcome.finished}
+    noted = {"seconds": outcome.seconds, "usd": outcome.usd, "tokens": outcome.tokens, "finished": outcome.finished}
     atomic_write(outcome.folder / BILLED, json.dumps(noted))
 
 

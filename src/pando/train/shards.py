@@ -134,6 +134,14 @@ class Documents(Sequence[Document]):
         """Tokens of all documents, their ends included."""
         return sum(shard.tokens for shard in self._shards)
 
+    def sources(self) -> set[int]:
+        """Numbers of the sources that they are from.
+
+        Raises:
+            DataError: as for a document.
+        """
+        return {source for shard in self._shards for source in shard.sources()}
+
     def __len__(self) -> int:
         return self._starts[-1]
 
@@ -175,6 +183,10 @@ class _Shard:
         start = int(table[index - 1, 0]) if index else 0
         end, size, source = table[index].tolist()
         return Document(tokens[start:end].astype(np.int32), source, size)
+
+    def sources(self) -> set[int]:
+        _, table = self._maps or self._open()
+        return set(np.unique(table[:, 2]).tolist())
 
     def _open(self) -> tuple[NDArray[Any], NDArray[Any]]:
         tokens = _mapped(self._bin, _DTYPES[self._dtype], self.tokens)

@@ -221,13 +221,13 @@ class Trainer:
 
 
 def _by_source(shards: Shards, most_tokens: int) -> dict[str, list[Document]]:
-    """Held-back documents of each source, the first ones of the split, at most an even share of the tokens each."""
-    found: dict[str, list[Document]] = {source.name: [] for source in shards.sources}
+    """Held-back documents of each source that has some, the first ones of the split: as few as reach an even share of
+    the tokens."""
     held = shards.documents("validation")
-    if not len(held):
-        return {}
+    there = {shards.sources[source].name for source in held.sources()}
+    found: dict[str, list[Document]] = {source.name: [] for source in shards.sources if source.name in there}
     counts = dict.fromkeys(found, 0)
-    most = math.inf if not most_tokens else most_tokens / len(found)
+    most = math.inf if not most_tokens else most_tokens / max(1, len(found))
     for document in held:
         name = shards.sources[document.source].name
         if counts[name] < most:
@@ -235,4 +235,4 @@ def _by_source(shards: Shards, most_tokens: int) -> dict[str, list[Document]]:
             counts[name] += len(document.tokens)
         if min(counts.values()) >= most:
             break
-    return {name: documents for name, documents in found.items() if documents}
+    return found

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pando.errors import DataError, PandoError
+from pando.errors import PandoError
 from pando.files import content_hash
 from pando.train.example import Example, Objective, parted
 from pando.train.objectives.causal import Causal
@@ -69,18 +69,12 @@ class Mixture:
         objective = self.parts[which].objective
         if self.start is None:
             return objective.examples(tokens, room, rng)
-        return [parted(example, self.start) for example in objective.examples(tokens, room - 1, rng)]
+        return [parted(example, self.start, room) for example in objective.examples(tokens, room - 1, rng)]
 
     def candidates(self, source: int) -> tuple[list[int], np.ndarray]:
-        """Which parts may take a document of this source, and their cumulative shares.
-
-        Raises:
-            DataError: none.
-        """
+        """Which parts may take a document of this source, and their cumulative shares."""
         if source not in self._draws:
             fit = [i for i, part in enumerate(self.parts) if part.sources is None or source in part.sources]
-            if not fit:
-                raise DataError(f"no objective takes source number {source}: give one without `sources`")
             weights = np.array([self.parts[i].weight for i in fit])
             self._draws[source] = (fit, weights.cumsum() / weights.sum())
         return self._draws[source]
@@ -111,6 +105,9 @@ def make_mixture(
         raise PandoError("objectives: name at least one, such as causal: 1")
     plain = {name: dict(one) if isinstance(one, Mapping) else {"weight": one} for name, one in settings.items()}
     parts = [_part(name, dict(options), tokenizer, shards, begin) for name, options in plain.items()]
+    for i, source in enumerate(shards.sources):
+        if source.tokens and not any(part.sources is None or i in part.sources for part in parts):
+            raise PandoError(f"objectives: none takes the source {source.name}; give one without `sources`")
     return Mixture(parts, content_hash([shards.hash, list(plain.items())]), start)
 
 
@@ -143,7 +140,8 @@ def _sources(name: str, given: Any, shards: Shards) -> frozenset[int] | None:
     if given is None:
         return None
     known = {source.name: i for i, source in enumerate(shards.sources)}
-    wrong = [one for one in given if one not in known] if isinstance(given, list) else [given]
+    named = isinstance(given, list) and all(isinstance(one, str) for one in given)
+    wrong = [one for one in given if one not in known] if named else [given]
     if wrong or not given:
         raise PandoError(f"objectives.{name}: sources {wrong!r} are none of the corpus; there are {', '.join(known)}")
     return frozenset(known[one] for one in given)

@@ -54,6 +54,8 @@ class Span:
         assert rng is not None
         body, found = tokens[:-1], []
         spans = self._spans(room)
+        while spans > self._spans(room - 1 - 2 * spans):
+            spans -= 1
         full = room - 1 - 2 * spans  # so many tokens with so many spans fill a row
         while len(body) + 3 > room:
             found.append(self._corrupted(body[:full], spans, rng))
@@ -68,7 +70,7 @@ class Span:
     def _spans(self, size: int) -> int:
         """In how many spans."""
         noise = self._noise(size)
-        return min(max(1, round(noise / self._mean)), noise, size - noise + 1, len(self._sentinels))
+        return max(0, min(max(1, round(noise / self._mean)), noise, size - noise + 1, len(self._sentinels)))
 
     def _corrupted(self, body: NDArray[np.int32], spans: int, rng: np.random.Generator) -> Example:
         """The example of len(body) + 2 * spans + 1 tokens."""
@@ -91,6 +93,7 @@ class Span:
 
 def _partition(total: int, parts: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """`total` as a sum of `parts` whole numbers of at least 1, every such sum equally likely."""
+    assert parts <= total
     if parts == 0:
         return np.zeros(0, np.int64)
     cuts = np.sort(rng.permutation(total - 1)[: parts - 1]) + 1
