@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pando.engine.engine import Engine
+from pando.engine.readings import Scoring
 from pando.errors import ContextLengthError, PandoError, RequestError
 from pando.interface import FeatureRequest, GenerateRequest, ScoreRequest
 from pando.model.context import RowContext
@@ -101,6 +102,26 @@ def test_scores_are_those_of_the_plain_model(engine: Engine, adapters: dict[str,
             assert logprob == pytest.approx(float(expected), abs=1e-3)
             assert greedy == (logits.argmax(-1).tolist() == branch)
             assert count == len(branch)
+    assert _settled(engine)
+
+
+def test_continuations_too_long_for_a_tree_are_read_on(
+    engine: Engine, adapters: dict[str, TrainableLora], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Scoring, "LIMIT", 40)
+    context, skin = _prompts(1)[0], next(iter(adapters))
+    draw = random.Random(3)
+    long = [[draw.randrange(250) for _ in range(size)] for size in (5, 60, 3, 41)]
+    best = _logits(engine, context, adapters[skin])[-1].argmax()
+    wanted = []
+    for one in long:
+        ids = context + one
+        rows = _logits(engine, ids, adapters[skin])[len(context) - 1 : -1].log_softmax(-1)
+        wanted.append(float(rows.gather(1, torch.tensor(one)[:, None]).sum()))
+    (found,) = engine.score([ScoreRequest(context=context, continuations=[*long, [int(best)]], skin=skin)])
+    assert found.logprobs[:4] == pytest.approx(wanted, abs=1e-3)
+    assert found.tokens == [5, 60, 3, 41, 1] and found.greedy == [False] * 4 + [True]
+    assert found.usage.prompt_tokens == len(context) and found.usage.completion_tokens == 110
     assert _settled(engine)
 
 
@@ -334,6 +355,11 @@ def test_too_long_is_an_error_with_both_numbers_unless_cutting_is_asked_for(engi
     assert brim.tokens == [2, 1] and brim.usage.truncated_tokens == 0
     (cut,) = engine.generate([GenerateRequest(prompt=long, max_tokens=10, truncate="left", ignore_eos=True)])
     assert cut.usage.truncated_tokens == 400 - 246 and len(cut.tokens) == 10
+    fitting = GenerateRequest(prompt=[5] * 200, max_tokens=256, truncate="left", ignore_eos=True)
+    (whole,) = engine.generate([fitting])
+    assert whole.usage.truncated_tokens == 0 and len(whole.tokens) == 56
+    (half,) = engine.generate([replace(fitting, prompt=long)])
+    assert half.usage.truncated_tokens == 400 - 128 and len(half.tokens) == 128
     (score,) = engine.score([ScoreRequest(context=long, continuations=[[1, 2]], truncate="left")])
     assert score.usage.truncated_tokens == 400 - 255
     (full,) = engine.generate([GenerateRequest(prompt=[5] * 250, max_tokens=100, ignore_eos=True)])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pando.engine.engine import Engine
-from pando.interface import GenerateRequest
+from pando.interface import GenerateRequest, ScoreRequest
 from pando.model.context import RowContext
 from pando.model.lora import LoraConfig, TrainableLora, all_linear
 from pando.model.peft import save_peft
@@ -64,6 +64,13 @@ def test_layers_with_a_window_hold_what_it_covers(tmp_path: Path) -> None:
         assert full.available == full.size and window.available == window.size
         (alone,) = engine.generate([GenerateRequest(prompt=prompt[:1000] + [9] * 30, max_tokens=40, ignore_eos=True)])
         assert alone.tokens == other.tokens
+        context, long = prompt[:50], [5 + i % 90 for i in range(3000)]  # more than a window's pool holds
+        (score,) = engine.score([ScoreRequest(context=context, continuations=[long, [7, 8]])])
+        with torch.no_grad():
+            ids = torch.tensor([[*context, *long]])
+            said = module.head(module(ids, RowContext(ids)))[0, 49:-1].log_softmax(-1)
+        assert score.logprobs[0] == pytest.approx(float(said.gather(1, ids[0, 50:, None]).sum()), rel=1e-5)
+        assert score.tokens == [3000, 2] and full.promised == window.promised == 0
 
 
 def test_adapters_on_experts_do_not_mix_in_a_batch(tmp_path: Path) -> None:

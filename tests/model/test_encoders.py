@@ -243,8 +243,13 @@ def test_peft_opens_adapters(pair: tuple[Any, Transformer, Path], tmp_path: Path
 
 @pytest.fixture
 def sentences(tmp_path: Path) -> Path:
-    """A tiny sentence encoder with the files of sentence-transformers."""
+    """A tiny sentence encoder with the files of sentence-transformers; texts begin with a token of the tokenizer's."""
+    from tokenizers.processors import TemplateProcessing
+
     folder = written(theirs("bert", head=False), tmp_path / "encoder")
+    made = tiny.tokenizer()
+    made.post_processor = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)])
+    tiny.write_tokenizer(folder, made)
     kinds = [{"type": f"sentence_transformers.models.{kind}"} for kind in ("Transformer", "Pooling", "Normalize")]
     (folder / "modules.json").write_text(json.dumps(kinds))
     (folder / "1_Pooling").mkdir()
@@ -267,7 +272,7 @@ def test_a_sentence_encoder_embeds_as_its_files_say(sentences: Path) -> None:
         assert np.array_equal(found.vectors, plain.vectors)
         with pytest.raises(ContextLengthError, match="16"):
             engine.embed(["the fox " * 20])
-        ids = tokens(1, 20)[0].tolist()
+        ids = [0, *tokens(1, 19)[0].tolist()]
         long, kept = (
             engine.features([FeatureRequest(text=row, pooling="own", truncate="left")])[0]
             for row in (ids, ids[:1] + ids[-15:])

@@ -277,7 +277,7 @@ def test_losses_of_packed_documents_are_those_of_each_alone(
         whole = torch.cat((read, written[:-1])).numpy().astype(np.int32)
         targets = np.full(len(whole), IGNORE, np.int32)
         targets[len(read) - 1 :] = written.numpy()
-        examples.append(parted(Example(whole, targets), start))
+        examples.append(parted(Example(whole, targets), start, 128))
         assert examples[-1].prefix == len(read) and examples[-1].tokens[len(read)] == start
         with torch.no_grad():
             rows = reference(

@@ -58,6 +58,12 @@ class TestLayout:
     def test_without_demonstrations_there_is_one_turn_and_no_system_turn_of_ours(self) -> None:
         assert render(skins.score(), {"text": "x"}) == [{"role": "user", "content": "Good or bad?\n\nx"}]
 
+    def test_an_input_brings_no_blank_of_its_own(self) -> None:
+        skin = skins.score()
+        skin = replace(skin, prompt=replace(skin.prompt, blank="[MASK]"))
+        (turn,) = render(skin, {"text": "a [MASK] b"})
+        assert turn["content"] == "Good or bad?\n\na  b\n\n[MASK]"
+
     def test_several_fields_are_named(self) -> None:
         (turn,) = render(skins.extract(), {"subject": "trip", "text": "to Rome"})
         assert turn["content"] == "Find the city.\n\nsubject: trip\ntext: to Rome"

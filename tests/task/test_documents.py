@@ -11,7 +11,7 @@ import pytest
 
 from pando.errors import DataError, TaskError
 from pando.task import Example, Task
-from pando.task.documents import read_documents
+from pando.task.documents import read_documents, relevance
 from pando.task.metrics import Ranked, load_metric
 from pando.task.rows import read_table
 from pando.task.splits import make_splits
@@ -57,6 +57,7 @@ WANTED: list[tuple[str, Any]] = [
     ("birds", "3"),
     ("all", '["d1", "d2"]'),
 ]
+LIKE_NUMBERS = ("1234e567", "12.5", "true", "null", "-0", "007")
 
 
 def test_documents_and_wanted_ones_are_read(tmp_path: Path) -> None:
@@ -66,6 +67,11 @@ def test_documents_and_wanted_ones_are_read(tmp_path: Path) -> None:
     assert found.ids == ("d1", "d2", "3") and found.texts == ("Cats They sleep.", "Dogs bark.", "Birds sing.")
     outputs = [one.output for one in read_table(made, "rows.jsonl").examples]
     assert outputs == [{"d1": 1}, {"d2": 2, "d1": 0}, {"3": 1}, {"d1": 1, "d2": 1}]
+
+
+@pytest.mark.parametrize("name", LIKE_NUMBERS)
+def test_ids_that_look_like_numbers_stay_as_they_are(name: str) -> None:
+    assert relevance(name, "wanted") == {name: 1}
 
 
 def test_judgements_are_joined_with_their_queries(tmp_path: Path) -> None:

@@ -78,6 +78,8 @@ class BlockPool:
 
     def allocate(self, count: int) -> list[int]:
         """Takes `count` blocks with one user each; the caller has checked `available`."""
+        if count > self.available:
+            raise RuntimeError(f"{count} blocks were asked for, of which {self.available} are there")
         taken = []
         for _ in range(count):
             if self._free:
@@ -266,7 +268,7 @@ class Lease:
         for window, pool in self._cache.pools.items():
             if self.admitted:
                 pool.promised -= self.owed(window)
-            pool.release(self.held[window].values())
+            pool.release(reversed(self.held[window].values()))  # a beginning is of use without its end: it goes last
             self.held[window] = {}
         self.admitted = False
 

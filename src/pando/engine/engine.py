@@ -246,6 +246,8 @@ class Engine:
     def _step(self) -> None:
         rows = self._scheduler.rows()
         if not rows:
+            if not self._scheduler.idle:  # nothing runs that could make room
+                self._scheduler.fail(RuntimeError("the cache has no room left for what waits"))
             return
         started = time.perf_counter()
         rows.sort(key=lambda row: not row.job.whole)

@@ -22,6 +22,10 @@ class Grammar:
     def __init__(self, matcher: Any, vocab_size: int, field: str) -> None:
         self._matcher, self._vocab_size, self._field = matcher, vocab_size, field
 
+    def again(self) -> Grammar:
+        """The same progress of another sample."""
+        return Grammar(self._matcher.deep_copy(), self._vocab_size, self._field)
+
     def allowed(self) -> Tensor:
         """bool [vocab]: tokens that keep the answer within the grammar; the end token where it may end.
 

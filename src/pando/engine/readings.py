@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ class Scoring(Job):
     ) -> None:
         super().__init__(context, len(context) - 1, adapter, root, source=source)
         self.continuations = continuations
+        self.order = [list(range(len(continuations)))]
         self.trees = [Branches.build(part) for part in self._parts()]
         self.sums = [0.0] * len(continuations)
         self.greedy = [True] * len(continuations)
@@ -84,11 +86,81 @@ class Scoring(Job):
             self.done += 1
             self.first = self.first or time.perf_counter()
 
+    def gathered(self, answers: list[Scores]) -> Scores:
+        """See `in_order`."""
+        return in_order(self.order, answers)
+
     def result(self) -> Scores:
         """The finished scores."""
         counts = [len(tokens) for tokens in self.continuations]
         usage = Usage(len(self.shown), self.cached, sum(counts), self.truncated)
         return Scores(self.sums, self.greedy, counts, usage, self.latency())
+
+
+class Following(Job):
+    """A continuation that is too long for a tree: it is read as a text is, a part after the other."""
+
+    def __init__(
+        self,
+        context: list[int],
+        continuation: list[int],
+        adapter: LoraAdapter | None,
+        root: bytes,
+        source: Source | None = None,
+    ) -> None:
+        super().__init__([*context, *continuation[:-1]], len(context) - 1, adapter, root, source=source)
+        self.given = len(context)
+        self.continuation = continuation
+        self.order = [[0]]
+        self.sum, self.greedy = 0.0, True
+
+    @property
+    def room(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def finished(self) -> bool:
+        return self.computed == len(self.tokens)
+
+    def next_row(self, budget: int) -> Row:
+        row = super().next_row(budget)
+        row.want = list(range(max(0, self.given - 1 - row.past), len(row.tokens)))
+        return row
+
+    def take(self, row: Row, at: int, found: Logits) -> None:
+        start = row.past + row.want[at] - (self.given - 1)
+        tokens = torch.tensor(self.continuation[start : start + len(found.best)], device=found.best.device)
+        places = torch.arange(len(tokens), device=tokens.device)
+        self.sum += float((found.logits[places, tokens] - found.total).sum())
+        self.greedy &= bool((found.best == tokens).all())
+        self.first = self.first or time.perf_counter()
+
+    def gathered(self, answers: list[Scores]) -> Scores:
+        """See `in_order`."""
+        return in_order(self.order, answers)
+
+    def result(self) -> Scores:
+        """The finished score."""
+        usage = Usage(len(self.shown), self.cached, len(self.continuation), self.truncated)
+        return Scores([self.sum], [self.greedy], [len(self.continuation)], usage, self.latency())
+
+
+def in_order(order: Sequence[Sequence[int]], answers: Sequence[Scores]) -> Scores:
+    """Scores of the continuations of one request, from those of its jobs.
+
+    Args:
+        order: for each job, which continuations of the request it scored.
+    """
+    found = sorted(
+        (number, one)
+        for numbers, answer in zip(order, answers, strict=True)
+        for number, one in zip(numbers, zip(answer.logprobs, answer.greedy, answer.tokens, strict=True), strict=True)
+    )
+    first = answers[0].usage  # the context is one
+    usage = replace(first, completion_tokens=sum(answer.usage.completion_tokens for answer in answers))
+    latency = max((answer.latency for answer in answers), key=lambda latency: latency.total)
+    logprobs, greedy, tokens = (list(values) for values in zip(*(one for _, one in found), strict=True))
+    return Scores(logprobs, greedy, tokens, usage, latency)
 
 
 class Filling(Job):

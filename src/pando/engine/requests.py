@@ -9,7 +9,7 @@ from typing import get_args
 from pando.engine.generation import Generation
 from pando.engine.grammar import Grammars
 from pando.engine.jobs import Source
-from pando.engine.readings import Filling, Pairing, Pooling, Scoring
+from pando.engine.readings import Filling, Following, Pairing, Pooling, Scoring
 from pando.engine.sampler import Sampler
 from pando.errors import ContextLengthError, RequestError
 from pando.interface import FeatureRequest, GenerateRequest, ScoreRequest
@@ -20,6 +20,7 @@ from pando.model.lora import LoraAdapter
 from pando.model.transformer import Transformer
 
 MAX_SAMPLES = 128
+Scored = Scoring | Following | Filling | Pairing
 
 
 class RequestCompiler:
@@ -52,15 +53,17 @@ class RequestCompiler:
         field = "prompt" if request.messages is None else "messages"
         if not prompt:
             raise RequestError(f"{field} has no tokens and this tokenizer adds none of its own", field)
-        room = min(request.max_tokens, 1) if request.truncate == "error" else request.max_tokens
+        room, most = min(request.max_tokens, 1), self._config.context_length
+        if request.truncate == "left" and len(prompt) > most - room:  # half of what there is, at most, for the answer
+            room = min(request.max_tokens, max(1, most // 2))
         prompt, source, truncated = self._sides(prompt, room, request.truncate, field, adapter)
         if source is not None and request.prompt_logprobs is not None:
             raise RequestError("an encoder-decoder reads its prompt and does not predict it", "prompt_logprobs")
         seed = secrets.randbits(63) if request.seed is None else request.seed % (1 << 63)
-        jobs = []
+        jobs, compiled = [], self._grammars.compile(request)
         for index in range(request.n):
             sampler = Sampler(request, seed, index, frozenset(prompt))
-            grammar = self._grammars.compile(request)
+            grammar = None if compiled is None else compiled.again()
             own = None if source is None else source.again()  # each sample holds its places for itself
             job = Generation(request, prompt, sampler, grammar, self._tokenizer, adapter, self._key(adapter), own)
             job.limit = min(request.max_tokens, self._config.context_length - len(prompt))
@@ -68,7 +71,9 @@ class RequestCompiler:
             jobs.append(job)
         return jobs
 
-    def scoring(self, request: ScoreRequest, adapter: LoraAdapter | None) -> Sequence[Scoring | Filling | Pairing]:
+    def scoring(
+        self, request: ScoreRequest, adapter: LoraAdapter | None
+    ) -> Sequence[Scoring | Following | Filling | Pairing]:
         """Raises RequestError if nothing can be scored or the context and a continuation do not fit together."""
         if self._config.judges:
             return self._pairs(request, adapter)
@@ -84,9 +89,19 @@ class RequestCompiler:
         if longest >= self._config.context_length:
             raise ContextLengthError(len(context) + longest, self._config.context_length, "continuations")
         context, source, truncated = self._sides(context, longest, request.truncate, "context", adapter, longest)
-        job = Scoring(context, continuations, adapter, self._key(adapter), source)
-        job.truncated = truncated
-        return [job]
+        key = self._key(adapter)
+        short = [number for number, one in enumerate(continuations) if len(one) <= Scoring.LIMIT]
+        jobs: list[Scoring | Following] = []
+        if short:
+            jobs.append(Scoring(context, [continuations[number] for number in short], adapter, key, source))
+        long = [number for number, one in enumerate(continuations) if len(one) > Scoring.LIMIT]
+        for number in long:
+            own = None if source is None else source.again()
+            jobs.append(Following(context, continuations[number], adapter, key, own))
+        for job in jobs:
+            job.order = [*([short] if short else []), *([number] for number in long)]
+            job.truncated = truncated
+        return jobs
 
     def _filling(
         self, request: ScoreRequest, context: list[int], fillings: list[list[int]], adapter: LoraAdapter | None
@@ -98,12 +113,12 @@ class RequestCompiler:
             raise RequestError(f"this encoder ({self._config.family}) has no head that predicts, or no mask", "model")
         if context.count(mask) != 1:
             raise RequestError(f"an encoder fills in: the context must hold {text} once", "context")
-        longest, opening = max(map(len, fillings)) - 1, context[0]
+        longest = max(map(len, fillings)) - 1
+        if longest >= self._config.context_length:
+            raise ContextLengthError(len(context) + longest, self._config.context_length, "continuations")
         context, truncated = self._fit(
             context, self._config.context_length - longest, request.truncate, "context", longest
         )
-        if truncated and context[0] != mask:
-            context[0] = opening  # an encoder learnt from texts that all begin so
         if mask not in context:
             raise RequestError(f"{text} does not stand among the last tokens, which truncate='left' keeps", "context")
         job = Filling(context, context.index(mask), fillings, adapter, self._key(adapter))
@@ -162,15 +177,12 @@ class RequestCompiler:
             start = next((i for i, end in enumerate(ends) if end > request.start), len(ends))
         if start >= len(tokens):
             raise RequestError("text has no tokens to pool", "text")
-        opening = tokens[0]
         if request.truncate == "right":
             tokens, given = self._tokenizer.cut(tokens, limit), len(tokens)
             truncated, start = given - len(tokens), min(start, len(tokens) - 1)
         else:
             tokens, truncated = self._fit(tokens, limit, request.truncate, "text", most=limit)
             start = max(start - truncated, 0)
-        if whole and truncated and request.truncate == "left":
-            tokens[0] = opening  # an encoder learnt from texts that all begin so, and its vector may stand there
         first = len(tokens) - 1 if pooling == "last" else start
         pooled = range(first, first + 1 if pooling == "first" else len(tokens))
         job = Pooling(tokens, layers, pooled, pooling == "both", adapter, self._key(adapter), whole)
@@ -236,7 +248,10 @@ class RequestCompiler:
             return tokens, 0
         if truncate == "error":
             raise ContextLengthError(len(tokens) + extra, most or self._config.context_length, field)
-        return tokens[-limit:], len(tokens) - limit
+        # models learnt from texts that all begin with what the tokenizer puts there, and a vector may stand there
+        head = self._tokenizer.head
+        head = head if len(head) < limit and tokens[: len(head)] == head else []
+        return [*head, *tokens[len(head) - limit :]], len(tokens) - limit
 
 
 def _check_generation(r: GenerateRequest, vocab_size: int) -> None:

@@ -152,9 +152,18 @@ class Tokenizer:
     @cached_property
     def _tail(self) -> list[int]:
         """What the tokenizer adds at the end of every text."""
+        return self._around[1]
+
+    @property
+    def head(self) -> list[int]:
+        """What the tokenizer adds at the beginning of every text."""
+        return self._around[0]
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
         bare, whole = self.encode("a", add_special=False), self.encode("a")
         place = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), len(whole))
-        return whole[place + len(bare) :]
+        return whole[:place], whole[place + len(bare) :]
 
     @cached_property
     def _template(self) -> ChatTemplate | None:

@@ -70,6 +70,8 @@ class Metrics:
         self._generated.labels(skin).inc(usage.completion_tokens)
         self._compute.labels(skin).inc(seconds.compute)
         self._usd.labels(skin).inc(self._service.settings.usd(seconds.compute))
+        if status != "success":
+            return
         self._first.labels(skin).observe(seconds.queue + seconds.prefill)
         self._total.labels(skin).observe(seconds.queue + seconds.prefill + seconds.decode)
         self._queue.labels(skin).observe(seconds.queue)

@@ -91,7 +91,7 @@ class Gate:
             raise ApiError(403, "the Host header names another host than this one; address the server as localhost")
         if self._keys and path not in _OPEN_PATHS:
             scope["pando.key"] = self._who(headers.get("authorization", ""))
-        if path.startswith("/v1/") and (refusal := self._refusal()):
+        if path.startswith(("/v1/", "/v2/")) and (refusal := self._refusal()):
             raise refusal
         if scope["method"] != "POST":
             return 0

@@ -66,7 +66,9 @@ class Service:
         return ApiError(503, f"{why}; try again shortly", code=self.status, headers={"Retry-After": "2"})
 
     def begin(self, call: Call) -> None:
-        """Counts a call in; raises ApiError 429 if there are too many."""
+        """Counts a call in; raises ApiError 429 if there are too many, 503 if none is taken any more."""
+        if refusal := self.refusal():  # it may have come to that while the body was read
+            raise refusal
         if self.under_way >= self.max_queue:
             self.metrics.refused()
             raise overloaded(f"{self.under_way} calls are under way already")

@@ -52,8 +52,9 @@ def render(skin: Skin, inputs: Mapping[str, str]) -> list[Message]:
         turns.append({"role": "assistant", "content": answer_text(shown.output)})
     turns.append({"role": "user", "content": one_text(inputs)})
     turns[0]["content"] = f"{_head(skin)}\n\n{turns[0]['content']}"
-    if skin.prompt.blank:
-        turns[-1]["content"] += f"\n\n{skin.prompt.blank}"
+    if blank := skin.prompt.blank:  # the only one: inputs cannot bring their own
+        turns = [{**turn, "content": turn["content"].replace(blank, "")} for turn in turns]
+        turns[-1]["content"] += f"\n\n{blank}"
     return turns
 
 

@@ -101,9 +101,10 @@ def relevance(value: Any, name: str) -> dict[str, Any]:
         from pando.task.formats import parse_json
 
         try:
-            value = parse_json(value)
+            parsed = parse_json(value)
         except ValueError:
-            value = [value]
+            parsed = None
+        value = parsed if isinstance(parsed, (list, dict)) else [value]  # an id may look like a number
     if isinstance(value, (str, int)) and not isinstance(value, bool):
         value = [value]
     if isinstance(value, list):

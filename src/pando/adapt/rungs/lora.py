@@ -218,12 +218,12 @@ class _Finding:
         found: list[list[Any]] = []
         for row in rows:
             found.append([])
-            query = tokenizer.encode(how.read(row.text, "query"))
+            query = tokenizer.cut(tokenizer.encode(how.read(row.text, "query")), how.max_tokens)
             wanted = _wanted(row)
             texts = tokenizer.encode_batch([how.read(self._texts[name], "document") for name in wanted])
             for name, ids in zip(wanted, texts, strict=True):
                 document = tokenizer.cut(ids, min(how.max_tokens, LEARNT_TOKENS))
-                if query and document and len(query) <= self._engine.context_length:
+                if query and document:
                     found[-1].append(PairExample(tuple(query), tuple(document), name, frozenset(wanted)))
         return found
 
@@ -293,7 +293,7 @@ def _race(
             advance(1)
         tokens += trainer.tokens
         loss = trainer.loss(held_out or rows[:RACE_ROWS])
-        if best is None or loss < best[0]:  # a loss that is not a number never wins
+        if best is None or math.isnan(best[0]) or loss < best[0]:  # a loss that is not a number never wins
             best = (loss, trainer)
     assert best is not None
     return best[1], tokens - best[1].tokens
