@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pando.engine import generation
 from pando.engine.engine import Engine
 from pando.engine.readings import Scoring
 from pando.errors import ContextLengthError, PandoError, RequestError
@@ -343,6 +344,39 @@ def test_many_threads_and_a_cache_too_small_for_all(tmp_path: Path) -> None:
             thread.join(60)
         assert [found[i] for i in range(16)] == expected
         assert _settled(engine)
+
+
+def test_samples_that_make_room_for_others_end_as_if_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "_AHEAD", 16)
+    backs: list[int] = []
+    put_back = generation.Generation.put_back
+
+    def noted(self: generation.Generation) -> None:
+        backs.append(len(self.tokens) - self.given)
+        put_back(self)
+
+    monkeypatch.setattr(generation.Generation, "put_back", noted)
+    options: list[dict[str, Any]] = [{}, {"temperature": 1.0, "seed": 3, "n": 2}, {"prompt_logprobs": 1, "logprobs": 1}]
+    with tiny_engine(tmp_path, cache_tokens=300) as engine:
+        requests = [
+            GenerateRequest(prompt=[i, *range(40)], max_tokens=150, ignore_eos=True, **options[i % 3]) for i in range(6)
+        ]
+        alone = [engine.generate([request])[0] for request in requests]
+        backs.clear()
+        tickets = [engine.submit(request) for request in requests]
+        found = [ticket.result()[0] for ticket in tickets]
+        assert len(backs) > 2 and max(backs) > 16
+        for one, other in zip(alone, found, strict=True):
+            assert one.tokens == other.tokens and one.prompt_tokens == other.prompt_tokens
+            assert (one.text, one.finish_reason) == (other.text, other.finish_reason)
+            for mine, theirs in ((one.logprobs, other.logprobs), (one.prompt_logprobs, other.prompt_logprobs)):
+                assert (mine is None) == (theirs is None) and len(mine or []) == len(theirs or [])
+                for a, b in zip(mine or [], theirs or [], strict=True):
+                    assert (a is None) == (b is None)
+                    assert (
+                        a is None or b is None or (a.token, a.logprob) == (b.token, pytest.approx(b.logprob, abs=1e-3))
+                    )
+        assert _settled(engine) and engine._cache.pools[None].promised == 0
 
 
 def test_too_long_is_an_error_with_both_numbers_unless_cutting_is_asked_for(engine: Engine) -> None:

@@ -144,7 +144,8 @@ def test_one_bad_prompt_of_a_batch_frees_the_others(server: Running, model: Fake
 def test_loading_and_draining_are_503(server: Running) -> None:
     for status in ("loading", "draining"):
         server.service.status = status  # type: ignore[assignment]
-        for answer in (server.post("chat/completions", messages=ASK), server.http.get("/ready")):
+        rerank = server.http.post("/v2/rerank", json={"query": "x", "documents": ["y"]})
+        for answer in (server.post("chat/completions", messages=ASK), rerank, server.http.get("/ready")):
             assert (
                 answer.status_code == 503 and answer.headers["retry-after"] and answer.json()["error"]["code"] == status
             )

@@ -212,12 +212,13 @@ class Lease:
     """A sequence's places in the cache.
 
     Attributes:
+        room: most tokens that places were promised for.
         held: by window of the pool: place in the sequence -> block.
         ends: by window: the place behind the last block.
     """
 
     def __init__(self, cache: KVCache, room: int) -> None:
-        self._cache, self._room = cache, room
+        self._cache, self.room = cache, room
         self.held: dict[int | None, dict[int, int]] = {}
         self.ends: dict[int | None, int] = {}
         self.admitted = False
@@ -230,7 +231,21 @@ class Lease:
 
     def owed(self, window: int | None) -> int:
         """Blocks that it may still ask a pool for."""
-        return max(0, self._cache.most(window, self._room) - len(self.held[window]))
+        return max(0, self._cache.most(window, self.room) - len(self.held[window]))
+
+    def grow(self, room: int) -> bool:
+        """Promises places for up to `room` tokens; False where a pool has none to promise."""
+        pools, before = self._cache.pools, self.room
+        more = {window: -self.owed(window) for window in pools}
+        self.room = room
+        for window in pools:
+            more[window] += self.owed(window)
+        if any(pool.available - pool.promised < more[window] for window, pool in pools.items()):
+            self.room = before
+            return False
+        for window, pool in pools.items():
+            pool.promised += more[window]
+        return True
 
     def extend(self, end: int) -> None:
         """Takes blocks for all tokens before `end`; they were promised when it was admitted."""

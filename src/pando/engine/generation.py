@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 
 from pando.engine.batch import Row
+from pando.engine.cache import BLOCK
 from pando.engine.grammar import Grammar
 from pando.engine.jobs import Job, Logits, Source
 from pando.engine.sampler import Sampler, token_logprob
 from pando.interface import Chunk, Completion, FinishReason, GenerateRequest, TokenLogprob, Usage
 from pando.model.lora import LoraAdapter
 from pando.model.tokenizer import Detokenizer, Tokenizer
+
+_AHEAD = 256  # tokens that places are kept for; few answers are as long as they may be
 
 
 class Generation(Job):
@@ -50,8 +53,23 @@ class Generation(Job):
         return self.given + self.limit
 
     @property
+    def reserve(self) -> int:
+        return min(self.room, len(self.tokens) + _AHEAD)
+
+    @property
     def finished(self) -> bool:
         return self.reason is not None
+
+    def put_back(self) -> None:
+        """Gives its places to others; it goes on from what it has made, which is found again unless they needed it."""
+        assert self.lease is not None
+        self.digests = self.chain()
+        self.lease.publish(self.digests[: self.computed // BLOCK])
+        self.release()
+        self.lease = None
+        if self.source is not None:
+            self.source.lease = None
+        self.computed, self.reusable = 0, len(self.tokens) - 1
 
     @property
     def decoding(self) -> bool:
@@ -60,7 +78,7 @@ class Generation(Job):
 
     def next_row(self, budget: int) -> Row:
         row = super().next_row(budget)
-        if self.prompt_logprobs is not None and not self.decoding:
+        if self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.given and not self.decoding:
             row.want = list(range(len(row.tokens)))
         elif row.past + len(row.tokens) == len(self.tokens):
             row.want = [len(row.tokens) - 1]

@@ -121,6 +121,11 @@ class Job(ABC):
         """Most tokens that this job will ever hold in the cache."""
 
     @property
+    def reserve(self) -> int:
+        """For how many tokens there must be places before it begins, or begins again."""
+        return self.room
+
+    @property
     @abstractmethod
     def finished(self) -> bool:
         """Whether nothing is left to compute."""

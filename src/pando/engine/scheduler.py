@@ -58,6 +58,7 @@ class Scheduler:
     def rows(self) -> list[Row]:
         """Of the next step: the running jobs first, then as many waiting ones as budget and cache hold."""
         self._drop_aborted()
+        self._make_room()
         decoding = [job for job, _ in self._running if isinstance(job, Generation) and job.decoding]
         rows = [job.next_row(1) for job in decoding]
         # A long prompt must not hold up answers under way for long.
@@ -110,6 +111,17 @@ class Scheduler:
             ticket.finish(None, error)
         self._running, self._waiting = [], deque()
 
+    def _make_room(self) -> None:
+        """Samples that have used up their places get more, the oldest first. Where there are none, the youngest sample
+        gives its own back and waits; one that is alone finds enough, or it would not have been let in."""
+        for job, _ in list(self._running):
+            while job.lease is not None and len(job.tokens) > job.lease.room and not job.lease.grow(job.reserve):
+                place = max(i for i, (one, _) in enumerate(self._running) if isinstance(one, Generation))
+                youngest, ticket = self._running.pop(place)
+                assert isinstance(youngest, Generation)
+                youngest.put_back()
+                self._waiting.appendleft((youngest, ticket))
+
     def _admit(self, budget: int, pending: set[bytes]) -> Row | None:
         """Moves the first waiting job that can start to the running ones. A job whose beginning, or whose input, is
         being computed by another one right now (`pending`) waits for it, so that what is shared is computed once.
@@ -124,8 +136,9 @@ class Scheduler:
             if not job.whole and not self._place(job, chain):
                 return None
             job.computed = known * BLOCK
-            job.cached = len(job.source.tokens) * job.source.read if job.source is not None else job.computed
-            job.started = time.perf_counter()
+            if not job.started:
+                job.cached = len(job.source.tokens) * job.source.read if job.source is not None else job.computed
+                job.started = time.perf_counter()
             del self._waiting[place]
             self._running.append((job, ticket))
             pending.update(job.digests[known:])
@@ -143,7 +156,7 @@ class Scheduler:
             source.lease = self.sources.admit(source.digests if source.read else [], len(source.tokens))
             if source.lease is None:
                 return False
-        job.lease = self.cache.admit(chain, job.room)
+        job.lease = self.cache.admit(chain, job.reserve)
         if job.lease is None and source is not None and source.lease is not None:
             source.lease.release()
             source.lease = None
