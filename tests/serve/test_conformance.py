@@ -81,6 +81,8 @@ REFUSED = [
     (RERANK, {"top_n": 0}, 400, BAD, "top_n"),
     (RERANK, {"max_chunks_per_doc": 2}, 400, UNKNOWN, "max_chunks_per_doc"),
     (EMBED, {"input_type": "clustering"}, 400, BAD, "input_type"),
+    (EMBED, {"input_type": "query", "input": [1, 2]}, 400, BAD, "input_type"),
+    (EMBED, {f"x{i}": 1 for i in range(5)}, 400, "unknown_parameter", "x0"),
     (CHAT, {"model": "gpt-4"}, 404, "model_not_found", "model"),
     (CHAT, {"model": None}, 400, MISSING, "model"),
     (CHAT, {"model": 7}, 400, BAD, "model"),

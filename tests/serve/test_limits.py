@@ -193,6 +193,16 @@ def test_a_caller_that_does_not_read_is_given_up(
     assert server.ledger.lines()[0]["detail"]["status"] == "cancelled" and server.service.under_way == 0
 
 
+def test_failures_are_no_latencies_and_samples_have_gaps_of_their_own(server: Running) -> None:
+    assert server.post("completions", prompt="y" * 300, max_tokens=5).status_code == 400
+    assert "pando_time_to_first_token_seconds_count{" not in server.http.get("/metrics").text
+    answer = server.post("completions", prompt="hello", max_tokens=5, temperature=0, ignore_eos=True, n=3)
+    assert answer.status_code == 200
+    text = server.http.get("/metrics").text
+    assert 'pando_inter_token_latency_seconds_count{skin="fake"} 3.0' in text
+    assert 'pando_time_to_first_token_seconds_count{skin="fake"} 1.0' in text
+
+
 def test_metrics_tell_what_was_spent_by_skin(server: Running) -> None:
     answer = server.post("completions", prompt="hello", max_tokens=5, temperature=0, ignore_eos=True)
     assert answer.status_code == 200

@@ -9,17 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from pando.interface import Answer, Latency, Usage
+from pando.interface import Answer, Completion, Latency, Usage
 from pando.ledger import Ledger, Line, Seconds
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What a call used: tokens, where its time went, and whether an answer was cut at its limit ("length")."""
+    """What a call used: tokens, where its time went, and whether an answer was cut at its limit ("length"); of each
+    sample of several tokens the mean seconds between them."""
 
     usage: Usage
     seconds: Seconds
     finish_reason: str
+    gaps: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, answers: Sequence[Answer], total: float, local: float) -> Spent:
@@ -28,13 +30,15 @@ class Spent:
         A prompt that several samples share counts once. The call waited until its first answer was started, read
         prompts until the first token, and decoded from then on; computing adds up.
         """
-        usage, reason, latencies = Usage(), "stop", []
+        usage, reason, latencies, gaps = Usage(), "stop", [], []
         for answer in answers:
             parts: Sequence[Any] = answer if isinstance(answer, list) else [answer]
             generated = sum(part.usage.completion_tokens for part in parts)
             first = parts[0].usage
             usage += Usage(first.prompt_tokens, first.cached_tokens, generated, first.truncated_tokens)
             latencies += [part.latency for part in parts]
+            written = [part for part in parts if isinstance(part, Completion) and len(part.tokens) > 1]
+            gaps += [(one.latency.total - one.latency.first_token) / (len(one.tokens) - 1) for one in written]
             if any(getattr(part, "finish_reason", "") == "length" for part in parts):
                 reason = "length"
         whole = Latency(
@@ -43,7 +47,7 @@ class Spent:
             total=total,
             compute=local + sum(latency.compute for latency in latencies),
         )
-        return cls(usage, Seconds.of(whole), reason)
+        return cls(usage, Seconds.of(whole), reason, tuple(gaps))
 
 
 class LedgerWriter:

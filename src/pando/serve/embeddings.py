@@ -27,6 +27,14 @@ router = APIRouter()
 async def embeddings(body: EmbeddingBody, request: Request) -> Response:
     """Embeds texts or token ids, as numbers or as base64 of float32 (little endian)."""
 
+    if body.input_type is not None and not all(isinstance(text, str) for text in body.input):
+        raise ApiError(
+            400,
+            "input_type puts a prompt before texts, and these are token ids",
+            param="input_type",
+            code="invalid_value",
+        )
+
     async def answering(call: Call) -> dict[str, Any]:
         vectors = await embed(call, body.input, [body.input_type] * len(body.input), body.truncate)
         data = [

@@ -50,7 +50,7 @@ class Metrics:
         self._compute = counter("compute_seconds", "Busy seconds of the machine; over all skins the engine's own.")
         self._usd = counter("usd", "What the calls cost, in US dollars.")
         self._first = histogram("time_to_first_token_seconds", "From submission to the first token.")
-        self._between = histogram("inter_token_latency_seconds", "Mean time between a call's tokens.", _SHORT)
+        self._between = histogram("inter_token_latency_seconds", "Mean time between a sample's tokens.", _SHORT)
         self._total = histogram("e2e_request_latency_seconds", "From submission to the end.")
         self._queue = histogram("request_queue_time_seconds", "Waiting for the engine.")
         self._prefill = histogram("request_prefill_time_seconds", "Reading the prompt.")
@@ -77,8 +77,8 @@ class Metrics:
         self._queue.labels(skin).observe(seconds.queue)
         self._prefill.labels(skin).observe(seconds.prefill)
         self._decode.labels(skin).observe(seconds.decode)
-        if usage.completion_tokens > 1:
-            self._between.labels(skin).observe(seconds.decode / (usage.completion_tokens - 1))
+        for gap in spent.gaps:
+            self._between.labels(skin).observe(gap)
 
     def refused(self) -> None:
         """Counts a call that was told to come back."""

@@ -75,9 +75,15 @@ class Gate:
         except ApiError as error:
             await error.response()(scope, receive, send)
             return
-        body = _Body(receive, size)
         held = size if size is not None else MAX_BODY if scope["method"] == "POST" else 0
         self._bytes += held
+
+        def arrived(size: int) -> None:
+            nonlocal held
+            self._bytes += size - held
+            held = size
+
+        body = _Body(receive, size, arrived)
         try:
             await self._app(scope, body, send)
         finally:
@@ -120,10 +126,10 @@ class Gate:
 
 
 class _Body:
-    """`receive` that stops a body which is too large or too slow."""
+    """`receive` that stops a body which is too large or too slow, and tells its size once it is there."""
 
-    def __init__(self, receive: Receive, size: int | None) -> None:
-        self._receive = receive
+    def __init__(self, receive: Receive, size: int | None, arrived: Callable[[int], None]) -> None:
+        self._receive, self._arrived, self._size = receive, arrived, 0
         self._left = MAX_BODY if size is None else size
         self._complete = size == 0
         self._deadline = asyncio.get_running_loop().time() + BODY_SECONDS
@@ -136,10 +142,13 @@ class _Body:
                 message = await self._receive()
         except TimeoutError:
             raise ApiError(408, f"the body did not arrive within {BODY_SECONDS:g} s", code="timeout") from None
-        self._left -= len(message.get("body", b""))
+        part = len(message.get("body", b""))
+        self._size, self._left = self._size + part, self._left - part
         if self._left < 0:
             raise _too_large(None)
         self._complete = not message.get("more_body", False)
+        if self._complete:
+            self._arrived(self._size)
         return message
 
 

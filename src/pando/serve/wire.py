@@ -106,7 +106,8 @@ class Body(BaseModel):
     def _sift(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             raise _error("must be a JSON object")
-        kept = {}
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        kept, stranger = {}, False
         for name, value in data.items():
             if value is None or name in cls.harmless:
                 continue
@@ -114,6 +115,10 @@ class Body(BaseModel):
                 if value not in cls.neutral[name]:
                     raise _error("is not supported; leave it out", name, "unsupported_parameter")
                 continue
+            if name not in known:
+                if stranger:
+                    continue  # the first is told of; there may be a million
+                stranger = True
             kept[name] = value
         return kept
 
