@@ -48,7 +48,8 @@ class GenerateRequest:
         regex: a regular expression that the whole answer matches.
         choices: the answer is exactly one of these strings.
         skin: a skin (its name in a server, its folder or a PEFT folder in Python) whose adapter is applied.
-        truncate: "error" refuses a prompt that is too long; "left" drops its oldest tokens and counts them.
+        truncate: "error" refuses a prompt that is too long; "left" drops its oldest tokens and counts them, so that an
+            answer has `max_tokens`, but no more than half of what the base holds.
         ignore_eos: go on after the model's own end token (for benchmarks).
     """
 
@@ -116,7 +117,7 @@ class FeatureRequest:
             before it; None is the one that it says stands before every text, if any.
         skin: a skin or PEFT folder whose adapter is applied.
         max_tokens: most that are read; None: what the base holds (with the pooling "own", what it was trained for).
-        truncate: where the text is longer: "left" drops the oldest tokens (of an encoder, those behind the first),
+        truncate: where the text is longer: "left" drops the oldest tokens (but for what the tokenizer adds in front),
             "right" the newest (but for what the tokenizer adds at the end), as sentence-transformers does.
     """
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +13,8 @@ import numpy as np
 from pando.adapt.rungs.calibration import calibrate
 from pando.adapt.rungs.schema import infer_schema
 from pando.adapt.rungs.tokens import MANY_LABELS, SHORTLIST, answer_room
+from pando.files import atomic_write
+from pando.interface import Features, Usage
 from pando.skin import Skin
 from pando.skin.parts import Decoding, Demonstration, Prompt
 from pando.skin.retrieval import Retrieval
@@ -53,6 +58,24 @@ def demonstration(row: Example) -> Demonstration:
     """A training row as it is shown."""
     assert row.output is not None
     return Demonstration(row.inputs, row.output)
+
+
+def kept(path: Path, lab: Lab, layers: int, ask: Callable[[], Sequence[Features | None]]) -> np.ndarray:
+    """Vectors that a rung asks for, float32 [answers, layers, d]: read if they are there, else asked for, billed and
+    written, for a run that goes on. They are not a number where an answer is None, and d is 1 where all are."""
+    if path.exists():
+        known: np.ndarray = np.load(path)
+        return known
+    start = time.perf_counter()
+    answers = ask()
+    lab.bill("build", time.perf_counter() - start, sum((one.usage for one in answers if one), Usage()))
+    width = next((one.vectors.shape[1] for one in answers if one), 1)
+    missing = np.full((layers, width), np.nan, dtype=np.float32)
+    vectors = np.stack([one.vectors if one else missing for one in answers])
+    file = io.BytesIO()
+    np.save(file, vectors)
+    atomic_write(path, file.getvalue())
+    return vectors
 
 
 def index(rows: Sequence[Example], labels: Sequence[str], *, shots: int = 0) -> Retrieval:

@@ -6,19 +6,17 @@ the corpus's mean (which takes off what all of them share, arXiv 1702.01417), an
 
 from __future__ import annotations
 
-import io
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from pando.adapt.rungs.common import draft
+from pando.adapt.rungs.common import draft, kept
 from pando.adapt.rungs.tokens import query_tokens
-from pando.files import atomic_write, content_hash
-from pando.interface import Capabilities, Features, Usage
+from pando.files import content_hash
+from pando.interface import Capabilities, FeatureRequest, Features
 from pando.skin import Skin
 from pando.skin.methods import search_request
 from pando.skin.parts import Reading
@@ -115,30 +113,20 @@ def own_way(task: Task, lab: Lab, rung: str) -> tuple[Skin, bool]:
 
 def document_vectors(skin: Skin, lab: Lab) -> np.ndarray:
     """What the skin reads of each document, float32 [documents, layers, d]; kept, for a run that goes on."""
-    texts, parts = lab.documents.texts, []
+    texts, parts, reading = lab.documents.texts, [], skin.reading
+    assert reading is not None and skin.searching is not None
     digest = None if skin.adapter is None else content_hash(skin.adapter / "adapter_model.safetensors")
-    how = [asdict(skin.reading), asdict(skin.searching), digest]  # type: ignore[arg-type]
+    how = [asdict(reading), asdict(skin.searching), digest]
     folder = lab.workdir("embed") / content_hash(how)[7:19]
     folder.mkdir(parents=True, exist_ok=True)
     with lab.progress(len(texts), f"{skin.rung}: reading documents") as advance:
         for start in range(0, len(texts), _BATCH):
             part = texts[start : start + _BATCH]
-            parts.append(_kept(folder / f"{start}.npy", skin, part, lab))
+            requests = [search_request(skin, text, "document") for text in part]
+            parts.append(kept(folder / f"{start}.npy", lab, len(reading.layers), partial(_answers, lab, requests)))
             advance(len(part))
     return np.concatenate(parts)
 
 
-def _kept(path: Path, skin: Skin, texts: Sequence[str], lab: Lab) -> np.ndarray:
-    """The vectors of some documents: read if they are there, else computed, billed and written."""
-    if path.exists():
-        known: np.ndarray = np.load(path)
-        return known
-    start = time.perf_counter()
-    handles = [lab.model.submit(search_request(skin, text, "document")) for text in texts]
-    answers = cast("list[Features]", [handle.result() for handle in handles])
-    lab.bill("build", time.perf_counter() - start, sum((one.usage for one in answers), Usage()))
-    vectors = np.stack([one.vectors for one in answers])
-    file = io.BytesIO()
-    np.save(file, vectors)
-    atomic_write(path, file.getvalue())
-    return vectors
+def _answers(lab: Lab, requests: Sequence[FeatureRequest]) -> list[Features]:
+    return cast("list[Features]", [handle.result() for handle in [lab.model.submit(one) for one in requests]])

@@ -7,23 +7,20 @@ without the output head; demonstrations are computed once for all calls.
 
 from __future__ import annotations
 
-import io
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pando.adapt.rungs.common import demonstration, draft
+from pando.adapt.rungs.common import demonstration, draft, kept
 from pando.adapt.rungs.few import draw
 from pando.adapt.rungs.fitting import classes_of, cross_validate, fit_linear, left_out_error
 from pando.adapt.rungs.tokens import call_tokens, shots_that_fit
 from pando.errors import ContextLengthError, DataError
-from pando.files import atomic_write
-from pando.interface import Capabilities, Features, Handle, LanguageModel, Usage
+from pando.interface import Capabilities, Features, Handle, LanguageModel
 from pando.skin import Skin
 from pando.skin.linear import Linear
 from pando.skin.parts import Reading
@@ -148,33 +145,17 @@ def _states(skin: Skin, rows: Sequence[Example], lab: Lab, advance: Callable[[in
     It is kept in the rung's folder, for a run that goes on.
     """
     folder, parts = lab.workdir("probe"), []
+    assert skin.reading is not None
     for start in range(0, len(rows), _BATCH):
         part = rows[start : start + _BATCH]
-        parts.append(_kept(folder / f"{skin.version[7:19]}-{start}-{len(part)}.npy", skin, part, lab))
+        path = folder / f"{skin.version[7:19]}-{start}-{len(part)}.npy"
+        parts.append(kept(path, lab, len(skin.reading.layers), partial(_ask, skin, part, lab.model)))
         advance(len(part))
     width = max(part.shape[2] for part in parts)  # 1 where no row of a part fits
     return np.concatenate([np.broadcast_to(part, (*part.shape[:2], width)) for part in parts])
 
 
-def _kept(path: Path, skin: Skin, rows: Sequence[Example], lab: Lab) -> np.ndarray:
-    """The states of some rows: read if they are there, else computed, billed and written."""
-    if path.exists():
-        known: np.ndarray = np.load(path)
-        return known
-    start = time.perf_counter()
-    answers = list(_ask(skin, rows, lab.model))
-    lab.bill("build", time.perf_counter() - start, sum((a.usage for a in answers if a), Usage()))
-    assert skin.reading is not None
-    width = next((a.vectors.shape[1] for a in answers if a), 1)
-    missing = np.full((len(skin.reading.layers), width), np.nan, dtype=np.float32)
-    states = np.stack([a.vectors if a else missing for a in answers])
-    file = io.BytesIO()
-    np.save(file, states)
-    atomic_write(path, file.getvalue())
-    return states
-
-
-def _ask(skin: Skin, rows: Sequence[Example], model: LanguageModel) -> Iterator[Features | None]:
+def _ask(skin: Skin, rows: Sequence[Example], model: LanguageModel) -> list[Features | None]:
     """The states of each row; None where it does not fit."""
     handles: list[Handle | None] = []
     for row in rows:
@@ -183,5 +164,4 @@ def _ask(skin: Skin, rows: Sequence[Example], model: LanguageModel) -> Iterator[
             handles.append(model.submit(request))
         except ContextLengthError:
             handles.append(None)
-    for handle in handles:
-        yield handle.result() if handle else None
+    return [handle.result() if handle else None for handle in handles]
