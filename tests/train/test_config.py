@@ -48,6 +48,11 @@ def _given(folder: Path, text: str) -> object:
             "watch.answers: a modernbert gives no answers; leave it out",
         ),
         ("model: {heads: 6, kv_heads: 4}", 1, "model.kv_heads: 6 heads cannot share 4 key-value heads"),
+        (
+            "objectives: {span: 1}\nmodel: {family: t5, rope_theta: 1000}",
+            2,
+            "model.rope_theta: a t5 has no rotary positions; leave it out",
+        ),
         ("model: {tied: 1}", 1, "model.tied: must be true or false, not 1"),
         ("optim: {momentum: 1}", 1, "optim.momentum: must be below 1"),
         ("optim: {warmup: 2}", 1, "optim.warmup: must be at most 1"),

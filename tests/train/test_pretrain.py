@@ -316,6 +316,11 @@ def test_a_table_of_contents_that_would_run_code_is_refused(tmp_path: Path) -> N
         checkpoint.load(tmp_path, {"a": torch.zeros(2)}, Place(0, 1, torch.device("cpu")))
 
 
+def test_too_little_memory_is_one_line() -> None:
+    with pytest.raises(PandoError, match=r"set machine\.micro_rows"), joined("cpu"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 def test_a_spike_is_skipped_and_the_run_goes_on(shards: Shards) -> None:
     with joined("cpu") as place:
         trainer = _trainer(shards, place, **{"optim.spike_window": 6})

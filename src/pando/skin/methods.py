@@ -120,7 +120,7 @@ class Search:
     def ask(self, skin: Skin, model: LanguageModel, inputs: Inputs) -> list[Request]:
         how, reading = skin.searching, skin.reading
         assert how is not None
-        if reading is None:
+        if reading is None or not how.share:
             return []
         return [search_request(skin, one_text(inputs), "query")]
 

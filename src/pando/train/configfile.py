@@ -174,6 +174,8 @@ def _together(given: Given) -> None:
         check_group(given, found)
     if values.get("model.tied") and not found.ties:
         raise given.wrong("model.tied", f"a {name} has a head of its own")
+    if not found.rotary and values.get("model.rope_theta", ShapeConfig.rope_theta) != ShapeConfig.rope_theta:
+        raise given.wrong("model.rope_theta", f"a {name} has no rotary positions; leave it out")
     if values.get("model.head_dim", 2) % 2:
         raise given.wrong("model.head_dim", "must be even, for rotary positions")
     if values.get("sequence", 2) > values.get("model.context", values.get("sequence", 2)):

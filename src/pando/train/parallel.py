@@ -92,7 +92,7 @@ def joined(device: str = "auto") -> Iterator[Place]:
         device: "auto" (CUDA, else CPU), "cpu" or "cuda".
 
     Raises:
-        PandoError: no such device.
+        PandoError: no such device, or its memory does not suffice for what was done there.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -102,16 +102,21 @@ def joined(device: str = "auto") -> Iterator[Place]:
     place = torch.device(device, int(os.environ.get("LOCAL_RANK", "0"))) if device == "cuda" else torch.device(device)
     if device == "cuda":
         torch.cuda.set_device(place)
-    if world == 1:
-        yield Place(0, 1, place)
-        return
-    from torch.distributed.device_mesh import init_device_mesh
-
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     try:
-        yield Place(rank, world, place, init_device_mesh(device, (world,)))
-    finally:
-        dist.destroy_process_group()
+        if world == 1:
+            yield Place(0, 1, place)
+            return
+        from torch.distributed.device_mesh import init_device_mesh
+
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        try:
+            yield Place(rank, world, place, init_device_mesh(device, (world,)))
+        finally:
+            dist.destroy_process_group()
+    except torch.OutOfMemoryError:
+        raise PandoError(
+            "the memory of the GPU is full: set machine.micro_rows to fewer rows, or machine.recompute: true"
+        ) from None
 
 
 def lay_out(

@@ -165,6 +165,7 @@ class Family:
             None: it is not pretrained here.
         ties: whether the head may be the embedding.
         grouped: whether several queries may share a key.
+        rotary: whether a config to train from nothing has rotary positions.
         mixture: the family that it is called with experts, where that is covered; itself where it always has some.
         router: how they are chosen in a mixture that is trained from nothing, but for how many.
         gguf: how GGUF files keep it, or None.
@@ -184,6 +185,7 @@ class Family:
     fresh: Callable[[Shape, float, Mapping[str, Any]], ModelConfig] | None = None
     ties: bool = True
     grouped: bool = True
+    rotary: bool = True
     mixture: str | None = None
     router: RouterConfig = SOFTMAX
     gguf: Gguf | None = None

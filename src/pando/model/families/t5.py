@@ -172,6 +172,7 @@ FAMILY = Family(
     fresh=_fresh,
     grouped=False,
     ties=False,
+    rotary=False,
     config=_config,
     hf_config=_hf_config,
     keys=_keys,
