@@ -134,7 +134,7 @@ def test_an_encoder_fills_in(base: BaseModel) -> None:
         most = base.config.context_length
         long = [5, *[7, 8] * most, mask, 33]
         (cut,) = model.score([ScoreRequest(context=long, continuations=[[12]], truncate="left")])
-        (same,) = model.score([ScoreRequest(context=[5, *long[1 - most :]], continuations=[[12]])])
+        (same,) = model.score([ScoreRequest(context=long[-most:], continuations=[[12]])])
         assert cut.logprobs == same.logprobs and cut.usage.truncated_tokens == len(long) - most
 
 

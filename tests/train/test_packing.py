@@ -176,5 +176,5 @@ def test_mistakes_in_a_mixture_are_named(shards: Shards, settings: dict, named: 
 
 
 def test_source_that_no_objective_takes_is_named(shards: Shards) -> None:
-    with pytest.raises(PandoError, match="no objective takes source number 1"):
+    with pytest.raises(PandoError, match="objectives: none takes the source b"):
         next(Stream(shards, make_mixture({"causal": {"sources": ["a"]}}, shards), T, 4, 0))
