@@ -358,6 +358,7 @@ def test_samples_that_make_room_for_others_end_as_if_alone(tmp_path: Path, monke
     monkeypatch.setattr(generation.Generation, "put_back", noted)
     options: list[dict[str, Any]] = [{}, {"temperature": 1.0, "seed": 3, "n": 2}, {"prompt_logprobs": 1, "logprobs": 1}]
     with tiny_engine(tmp_path, cache_tokens=300) as engine:
+        engine._scheduler.budget = 16  # prompts are read in parts, so that some make room while theirs is
         requests = [
             GenerateRequest(prompt=[i, *range(40)], max_tokens=150, ignore_eos=True, **options[i % 3]) for i in range(6)
         ]

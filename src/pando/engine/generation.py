@@ -70,6 +70,8 @@ class Generation(Job):
         if self.source is not None:
             self.source.lease = None
         self.computed, self.reusable = 0, len(self.tokens) - 1
+        if self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.given:
+            self.prompt_logprobs, self.reusable = [None], 0  # the prompt is read anew
 
     @property
     def decoding(self) -> bool:

@@ -71,9 +71,7 @@ class RequestCompiler:
             jobs.append(job)
         return jobs
 
-    def scoring(
-        self, request: ScoreRequest, adapter: LoraAdapter | None
-    ) -> Sequence[Scoring | Following | Filling | Pairing]:
+    def scoring(self, request: ScoreRequest, adapter: LoraAdapter | None) -> Sequence[Scored]:
         """Raises RequestError if nothing can be scored or the context and a continuation do not fit together."""
         if self._config.judges:
             return self._pairs(request, adapter)

@@ -148,7 +148,11 @@ class _Run:
                 folder.mkdir(parents=True, exist_ok=True)
                 write_run(folder, facts)
                 write_config(resolved.config, folder / "config.yaml", resolved.notes)
-        run._begin(start, quiet)
+        try:
+            run._begin(start, quiet)
+        except BaseException:
+            run.close()
+            raise
         return run
 
     def _begin(self, start: Path | None, quiet: bool) -> None:
