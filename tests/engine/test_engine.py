@@ -358,7 +358,6 @@ def test_samples_that_make_room_for_others_end_as_if_alone(tmp_path: Path, monke
     monkeypatch.setattr(generation.Generation, "put_back", noted)
     options: list[dict[str, Any]] = [{}, {"temperature": 1.0, "seed": 3, "n": 2}, {"prompt_logprobs": 1, "logprobs": 1}]
     with tiny_engine(tmp_path, cache_tokens=300) as engine:
-        engine._scheduler.budget = 16  # prompts are read in parts, so that some make room while theirs is
         requests = [
             GenerateRequest(prompt=[i, *range(40)], max_tokens=150, ignore_eos=True, **options[i % 3]) for i in range(6)
         ]
@@ -378,6 +377,28 @@ def test_samples_that_make_room_for_others_end_as_if_alone(tmp_path: Path, monke
                         a is None or b is None or (a.token, a.logprob) == (b.token, pytest.approx(b.logprob, abs=1e-3))
                     )
         assert _settled(engine) and engine._cache.pools[None].promised == 0
+
+
+def test_a_prompt_whose_reading_made_room_is_told_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "_AHEAD", 16)
+    read: list[int] = []
+    put_back = generation.Generation.put_back
+
+    def noted(self: generation.Generation) -> None:
+        read.append(self.computed)
+        put_back(self)
+
+    monkeypatch.setattr(generation.Generation, "put_back", noted)
+    with tiny_engine(tmp_path, cache_tokens=300) as engine:
+        engine._scheduler.budget = 4  # beside an answer under way a prompt is read token by token
+        answer = GenerateRequest(prompt=[*range(41)], max_tokens=200, ignore_eos=True)
+        told = GenerateRequest(prompt=[*range(60, 210)], max_tokens=4, ignore_eos=True, prompt_logprobs=1)
+        tickets = [engine.submit(request) for request in (answer, told)]
+        found = tickets[1].result()[0]
+        assert tickets[0].result()[0].tokens and read and 0 < read[0] < 150
+        (alone,) = engine.generate([told])
+        mine, theirs = (one.prompt_logprobs or [] for one in (found, alone))
+        assert [one and one.token for one in mine] == [one and one.token for one in theirs] == [None, *range(61, 210)]
 
 
 def test_too_long_is_an_error_with_both_numbers_unless_cutting_is_asked_for(engine: Engine) -> None:
