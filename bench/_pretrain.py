@@ -64,7 +64,7 @@ def pando(shape: dict[str, int], shards: Any, steps: int, number: str = "float32
     from pando.model.context import RowContext
     from pando.train.config import build
     from pando.train.dial import CorpusFacts, model_config, resolve
-    from pando.train.parallel import Place
+    from pando.train.parallel import Place, keep_freed_memory
     from pando.train.trainer import Trainer
 
     values = {
@@ -77,6 +77,7 @@ def pando(shape: dict[str, int], shards: Any, steps: int, number: str = "float32
     config = resolve(given, facts, lambda: math.nan, 0.1).config  # type: ignore[arg-type]
     assert build(values).steps == steps
     model = model_config(config, shards.vocab_size)
+    keep_freed_memory()  # as every run on a CPU does
     trainer = Trainer(config, model, shards, Place(0, 1, torch.device("cpu")))
 
     def score(tokens: Tensor, targets: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def trainer(shape: dict[str, int], shards: Any, asked: dict[str, Any]) -> Any:
     import torch
 
     from pando.train.dial import CorpusFacts, model_config, resolve
-    from pando.train.parallel import Place
+    from pando.train.parallel import Place, keep_freed_memory
     from pando.train.trainer import Trainer
 
     values = {
@@ -50,6 +50,7 @@ def trainer(shape: dict[str, int], shards: Any, asked: dict[str, Any]) -> Any:
     facts = CorpusFacts(shards.vocab_size, shards.documents("train").tokens, 1.0)
     given: Any = types.SimpleNamespace(values=values)
     config = resolve(given, facts, lambda: math.nan, 0.1).config
+    keep_freed_memory()  # as every run on a CPU does
     return Trainer(config, model_config(config, shards.vocab_size), shards, Place(0, 1, torch.device("cpu")))
 
 

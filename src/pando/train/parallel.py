@@ -6,8 +6,10 @@ Ranks are started by torchrun. With more than one, parameters, gradients and opt
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from pando.model.base import open_base
 from pando.model.config import ModelConfig
 from pando.model.transformer import Transformer
 from pando.train.muon import first_row
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_ names of malloc.h
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ def joined(device: str = "auto") -> Iterator[Place]:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise PandoError("machine.device is cuda, but this machine has none; use auto or cpu")
+    if device == "cpu":
+        keep_freed_memory()
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     place = torch.device(device, int(os.environ.get("LOCAL_RANK", "0"))) if device == "cuda" else torch.device(device)
     if device == "cuda":
@@ -117,6 +123,16 @@ def joined(device: str = "auto") -> Iterator[Place]:
         raise PandoError(
             "the memory of the GPU is full: set machine.micro_rows to fewer rows, or machine.recompute: true"
         ) from None
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep what this process frees, at whatever size (mallopt(3)). A step on a CPU allocates the same
+    large tensors again and again, and the kernel would fill each of their pages with zeros again. Other C libraries are
+    left as they are."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def lay_out(
