@@ -216,9 +216,10 @@ def test_biases_balance_without_a_loss(shards: Shards) -> None:
         shape = replace(shape, family="deepseek_v3", layers=(replace(shape.layers[0], mlp=mixture),) * 2)
         slow = replace(made.config.optim, rate=1e-6, matrix_rate=1e-6)  # what moves then is the biases
         biased = Trainer(replace(made.config, balance=0.0, optim=slow), shape, shards, place)
+        draw = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for block in biased.model.layers:
-                block.mlp.router.weight.normal_(0.0, 0.02)
+                block.mlp.router.weight.normal_(0.0, 0.02, generator=draw)
                 block.mlp.router.bias[0] = 0.1
         first = biased.step().read()["experts"]
         for _ in range(100):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pando.model import blocked
 from pando.model.config import AttentionConfig
 
 
@@ -24,8 +25,12 @@ def attention(
     """
     learnt = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if learnt and q.device.type == "cpu" and (torch.is_autocast_enabled("cpu") or q.dtype != torch.float32):
-        # In bfloat16 its backward pass keeps a kernel for each shape that it meets, gigabytes in the end, and wins
-        # nothing.
+        scale = q.shape[-1] ** -0.5 if config.scale is None else config.scale
+        if causal and config.softcap is None and blocked.pays(q):
+            made: Tensor = blocked.causal_attention(q, k, v, scale).to(v.dtype)
+            return made
+        # In bfloat16 the backward pass of torch keeps a kernel for each shape that it meets, gigabytes in the end, and
+        # wins nothing.
         with torch.autocast("cpu", enabled=False):
             mask = mask.float() if mask is not None and mask.dtype != torch.bool else mask
             return attention(config, q.float(), k.float(), v.float(), mask, causal=causal).to(v.dtype)

@@ -236,7 +236,7 @@ def _document_mask(documents: Tensor, prefix: Tensor | None, window: int | None)
 
 
 class _Parts:
-    """Attention document by document, over documents laid end to end.
+    """Attention document by document, over documents laid end to end; those of one length together.
 
     Args:
         lengths: tokens of each document.
@@ -244,7 +244,10 @@ class _Parts:
     """
 
     def __init__(self, lengths: list[int], prefixes: list[int]) -> None:
-        self._lengths, self._prefixes = lengths, prefixes
+        self._lengths = lengths
+        self._alike: dict[tuple[int, int], list[int]] = {}  # documents that are attended to in one call
+        for i, kind in enumerate(zip(lengths, prefixes, strict=True)):
+            self._alike.setdefault(kind, []).append(i)
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
 
     @classmethod
@@ -266,17 +269,17 @@ class _Parts:
         Args:
             bias: [heads, L, L] for the longest document: added to the scores, and -inf where a key is not seen.
         """
-        parts = []
-        flat = (x.split(self._lengths) for x in (q, k, v))
-        for length, prefix, *each in zip(self._lengths, self._prefixes, *flat, strict=True):
+        flat = [x.transpose(0, 1).split(self._lengths, 1) for x in (q, k, v)]  # [heads, length, d] each
+        parts: dict[int, Tensor] = {}
+        for (length, prefix), alike in self._alike.items():
             if bias is None:
                 mask, causal = self._view(length, prefix, config.window)
             else:
                 mask, causal = bias[None, :, :length, :length].to(q.dtype), False
-            q_, k_, v_ = (x.transpose(0, 1)[None] for x in each)
-            out = attention(config, q_, k_, v_, mask, causal=causal)
-            parts.append(out[0].transpose(0, 1))
-        return torch.cat(parts)
+            q, k, v = (torch.stack([x[i] for i in alike]) for x in flat)
+            out = attention(config, q, k, v, mask, causal=causal).transpose(1, 2)
+            parts.update(zip(alike, out.unbind(), strict=True))
+        return torch.cat([parts[i] for i in range(len(self._lengths))])
 
     def _view(self, length: int, prefix: int, window: int | None) -> tuple[Tensor | None, bool]:
         """Which keys a document's queries see, as `attention` takes it: a mask, and whether it is plainly causal."""

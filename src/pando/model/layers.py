@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from pando.model.config import AttentionConfig, MlpConfig, NormConfig
 from pando.model.context import Context
@@ -69,7 +71,34 @@ class Norm(nn.Module):
         x = x.to(weight.dtype)
         if config.kind == "layer":
             return F.layer_norm(x, weight.shape, weight, self.bias, config.eps)
+        plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
+        if plain and torch.is_grad_enabled():
+            found: Tensor = _RmsNorm.apply(x, weight, config.eps)  # type: ignore[no-untyped-call]
+            return found
         return F.rms_norm(x, weight.shape, weight, config.eps)
+
+
+class _RmsNorm(torch.autograd.Function):
+    """RMSNorm with its gradient in half the operations that torch makes of it on a CPU, where it has no kernel for it
+    (nor a compiler has made one)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+        inverse = squares.div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        made: Tensor = (x * inverse).mul_(weight)
+        return made
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight, inverse = ctx.saved_tensors
+        normed = x * inverse
+        products = grad * normed
+        d_weight = products.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        mean = (products @ weight)[..., None].div_(x.shape[-1])
+        return (grad * weight).sub_(normed.mul_(mean)).mul_(inverse), d_weight, None
 
 
 class Projection(nn.Linear):
