@@ -99,8 +99,7 @@ class Trainer:
         compiled = config.machine.compile == "on"
         recompute = config.machine.recompute
         self.model = lay_out(model, place, config.seed, config.base, compiled=compiled, recompute=recompute)
-        products = torch.bfloat16 if place.device.type == "cuda" else self.number
-        self.optimiser = build_optimiser(self.model, config.optim, products)
+        self.optimiser = build_optimiser(self.model, config.optim, self.number)
         self.guard = Guard(config.optim, place.device)
         self._mixtures = mixture_layers(model)
         extra = [name for name, on in (("z", config.z_loss), ("balance", self._mixtures and config.balance)) if on]
