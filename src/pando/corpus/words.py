@@ -26,9 +26,9 @@ _UNSPACED = r"([\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanma
 
 
 _COMMON_MARKS = r"[\x{a0}\x{2000}-\x{206f}]+"  # of these none is a letter, mark or digit
-# each ASCII byte as `normal` spells it
+# each ASCII byte as `normal` spells it; parts of other characters stay
 _SPELLING = np.array(
-    [ord(chr(byte).lower()) if byte < 128 and chr(byte).isalnum() else 32 for byte in range(256)], np.uint8
+    [byte if byte > 127 else ord(chr(byte).lower()) if chr(byte).isalnum() else 32 for byte in range(256)], np.uint8
 )
 
 
@@ -95,26 +95,27 @@ def _normal(text: pa.Array) -> pa.Array:
     wide = pc.invert(pc.string_is_ascii(text))
     text = pc.replace_with_mask(text, wide, pc.replace_substring_regex(text.filter(wide), _COMMON_MARKS, " "))
     wide = pc.invert(pc.string_is_ascii(text))
-    made = _ascii_normal(pc.if_else(wide, "", text))
-    lower = pc.utf8_lower(text.filter(wide))
-    apart = pc.replace_substring_regex(lower, _UNSPACED, r" \1 ")
-    other = pc.utf8_trim(pc.replace_substring_regex(apart, r"[^\p{L}\p{M}\p{N}]+", " "), " ")
-    return pc.replace_with_mask(made, wide, other)
+    apart = pc.replace_substring_regex(pc.utf8_lower(text.filter(wide)), _UNSPACED, r" \1 ")
+    made = _ascii_normal(pc.replace_with_mask(text, wide, apart))
+    words = pc.replace_substring_regex(made.filter(wide), r"[^\p{L}\p{M}\p{N} ]+", " ")  # no ASCII one is left
+    words = pc.utf8_trim(pc.replace_substring_regex(words, "  +", " "), " ")
+    return pc.replace_with_mask(made, wide, words)
 
 
 def _ascii_normal(text: pa.Array) -> pa.Array:
-    """`normal` of ASCII texts, on the bytes of all of them at once."""
+    """`normal` of what is ASCII in texts, on the bytes of all of them at once."""
     offsets = np.frombuffer(text.buffers()[1], np.int64)[text.offset : text.offset + len(text) + 1]
     if offsets[-1] == offsets[0]:
         return pa.array([""] * len(text), pa.large_string())
     data = _SPELLING[np.frombuffer(text.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]]
     offsets = offsets - offsets[0]
     blank = data == 32
-    after_blank = np.concatenate([[True], blank[:-1]])
-    after_blank[offsets[:-1][np.diff(offsets) > 0]] = True  # and at the beginning of each text
-    kept = ~(blank & after_blank)
-    ends = np.concatenate([[0], np.cumsum(kept, dtype=np.int64)])[offsets]
-    made = pa.LargeStringArray.from_buffers(len(text), pa.py_buffer(ends), pa.py_buffer(data[kept]))
+    dropped = blank.copy()
+    dropped[1:] &= blank[:-1]
+    begins = offsets[:-1][np.diff(offsets) > 0]
+    dropped[begins] = blank[begins]
+    ends = offsets - np.searchsorted(np.flatnonzero(dropped), offsets)
+    made = pa.LargeStringArray.from_buffers(len(text), pa.py_buffer(ends), pa.py_buffer(data[~dropped]))
     return pc.ascii_trim(made, " ")
 
 
