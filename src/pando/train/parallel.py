@@ -90,7 +90,8 @@ class Place:
 
 @contextmanager
 def joined(device: str = "auto") -> Iterator[Place]:
-    """Joins the other ranks, if torchrun started any, and parts from them at the end.
+    """Joins the other ranks, if torchrun started any, and parts from them at the end. On a CPU the process keeps what
+    it frees from then on.
 
     Args:
         device: "auto" (CUDA, else CPU), "cpu" or "cuda".
