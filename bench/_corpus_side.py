@@ -6,11 +6,13 @@ _corpus_side.py dedup|filters|tokenise FOLDER [TOKENIZER]
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import resource
 import shutil
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,17 @@ def dedup(folder: Path) -> dict[str, Any]:
     build = Build(load_config(config), folder / "work")
     parts = build.parts()
     decisions = build.decide(parts)
-    start, rows = 0, []
-    for place, part in enumerate(parts):
-        kept = decisions.kept[start : start + part.rows]
-        read = read_table(part.read, ["file", "row"]).filter(pa.array(kept))
-        write_table(folder / "kept" / f"{place}.parquet", pa.table({"text": text_of(part.text).filter(pa.array(kept))}))
-        rows += zip(read.column("file").to_pylist(), read.column("row").to_pylist(), strict=True)
-        start += part.rows
+    starts = itertools.accumulate((part.rows for part in parts), initial=0)
+
+    def keep(place: int, start: int) -> list[tuple[str, int]]:
+        part = parts[place]
+        kept = pa.array(decisions.kept[start : start + part.rows])
+        write_table(folder / "kept" / f"{place}.parquet", pa.table({"text": text_of(part.text).filter(kept)}))
+        read = read_table(part.read, ["file", "row"]).filter(kept)
+        return list(zip(read.column("file").to_pylist(), read.column("row").to_pylist(), strict=True))
+
+    with ThreadPoolExecutor(2) as workers:  # two, as all before and as the peer
+        rows = [row for listed in workers.map(keep, range(len(parts)), starts) for row in listed]
     return {"kept": rows}
 
 

@@ -97,10 +97,14 @@ def run(function: str, tasks: Sequence[dict[str, Any]]) -> Iterator[dict[str, An
 
 def minhash(text: pa.Array, permutations: int, ngram: int, seed: int) -> npt.NDArray[np.uint32]:
     """MinHash signatures of texts whose words are parted by spaces: [D, permutations]."""
-    series = _daft().Series.from_arrow(text.cast(pa.large_string()))
-    made = series.minhash(num_hashes=permutations, ngram_size=ngram, seed=seed, hash_function="murmurhash3").to_arrow()
-    if isinstance(made, pa.ChunkedArray):
-        made = made.combine_chunks()
+    daft = _daft()
+    from daft.functions import minhash as kernel
+    from daft.recordbatch import RecordBatch
+
+    # on a batch, for on a series it would hold up the other threads' Python
+    batch = RecordBatch.from_arrow_table(pa.table({"text": text.cast(pa.large_string())}))
+    asked = {"num_hashes": permutations, "ngram_size": ngram, "seed": seed, "hash_function": "murmurhash3"}
+    made = batch.eval_expression_list([kernel(daft.col("text"), **asked)]).to_arrow_table().column(0).combine_chunks()
     flat = made.flatten().to_numpy(zero_copy_only=False)
     return np.asarray(flat, np.uint32).reshape(len(text), permutations)
 

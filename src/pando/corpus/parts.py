@@ -38,7 +38,9 @@ def write_table(path: Path, table: pa.Table) -> None:
     """Writes a table as Parquet, whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", compression_level=1, row_group_size=1 << 20)
+    # no dictionaries: texts hardly ever repeat, and of the rest the compression finds what does
+    settings = {"compression": "zstd", "compression_level": 1, "use_dictionary": False}
+    pq.write_table(table, buffer, row_group_size=1 << 20, **settings)
     atomic_write(path, buffer.getvalue())
 
 
