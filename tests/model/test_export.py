@@ -15,7 +15,7 @@ from pando.model.base import open_base
 from pando.model.card import Card
 from pando.model.checkpoint import read_json
 from pando.model.context import RowContext
-from pando.model.export import write_base, write_hf
+from pando.model.export import licence_of, write_base, write_hf
 from pando.model.transformer import Transformer
 from tests.model import tiny
 from tests.train import corpus
@@ -119,3 +119,10 @@ def test_command_writes_both_forms_and_replaces_only_when_told(
     command(str(folder), Form.hf, tmp_path / "hf", "float32", True)
     with pytest.raises(PandoError, match="'int8' cannot be written with --to hf; use float32, float16, bfloat16"):
         command(str(folder), Form.hf, tmp_path / "other", "int8", False)
+
+
+def test_licence_comes_from_the_card(tmp_path: Path) -> None:
+    source = open_base(tiny.write_base(tmp_path / "base", tiny.config()))
+    assert licence_of(source) is None
+    (source.folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n\nlicense: no\n")
+    assert licence_of(source) == "apache-2.0"

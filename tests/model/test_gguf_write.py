@@ -15,7 +15,7 @@ from pando.model.base import BaseModel, open_base
 from pando.model.config import ModelConfig, RopeScaling
 from pando.model.context import RowContext
 from pando.model.gguf_tokenizer import _LLAMA3
-from pando.model.gguf_write import DTYPES, licence_of, write_gguf
+from pando.model.gguf_write import DTYPES, write_gguf
 from tests.model import tiny
 
 SHAPES = {
@@ -164,10 +164,3 @@ def test_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypa
         write_gguf(source, tmp_path / "m.gguf")
     assert (tmp_path / "m.gguf").read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "m.gguf"]
-
-
-def test_licence_comes_from_the_card(tmp_path: Path) -> None:
-    source = base(tmp_path / "base")
-    assert licence_of(source) is None
-    (source.folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n\nlicense: no\n")
-    assert licence_of(source) == "apache-2.0"

@@ -20,7 +20,10 @@ def test_outputs_are_the_same_at_first(family: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     base = open_base(tiny.write_base(tmp_path / "dense", tiny.config(family=family)))
+    (base.folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     upcycle(base, tmp_path / "mixture", experts=4, top_k=2)
+    card = (tmp_path / "mixture" / "README.md").read_text()
+    assert 'license: "apache-2.0"' in card and base.identity.hash in card
     made = open_base(tmp_path / "mixture")
     assert made.config.family == {"llama": "mixtral", "qwen3": "qwen3_moe"}[family]
     assert made.config.active_parameters < made.config.parameters

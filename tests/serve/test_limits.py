@@ -89,6 +89,7 @@ def test_too_much_text_under_way_is_told_to_come_back(
     monkeypatch.setattr(security, "MAX_BODIES", 2000)
     answer = server.post("completions", prompt="x" * 3000)
     assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
+    assert b"pando_requests_refused_total 1.0" in server.http.get("/metrics").content
     assert server.post("completions", prompt="x", max_tokens=1).status_code == 200
 
 

@@ -36,8 +36,8 @@ def command(
     from pando.errors import PandoError
     from pando.files import replaceable
     from pando.model.base import open_base
-    from pando.model.export import write_hf
-    from pando.model.gguf_write import DTYPES, licence_of, write_gguf
+    from pando.model.export import licence_of, write_hf
+    from pando.model.gguf_write import DTYPES, write_gguf
 
     known = [name for name in DTYPES if to is Form.gguf or name != "int8"]
     if dtype not in known:

@@ -72,7 +72,7 @@ def write_hf(base: BaseModel, folder: Path, dtype: str = "float32") -> None:
 
 
 def write_like(base: BaseModel, folder: Path, model: Transformer, card: str | None) -> None:
-    """Writes a model of a base's shape as a Hugging Face folder, with the base's tokenizer and token ids as they are.
+    """Writes a model made of a base as a Hugging Face folder, with the base's tokenizer and token ids as they are.
 
     Raises:
         PandoError: the folder cannot be written; what was there stays.
@@ -82,6 +82,19 @@ def write_like(base: BaseModel, folder: Path, model: Transformer, card: str | No
         copy_tokenizer(base.folder, new)
         if card is not None:
             (new / CARD).write_text(card, encoding="utf-8")
+
+
+def licence_of(base: BaseModel) -> str | None:
+    """The licence that the base names: its own record, else the head of its model card."""
+    if base.identity.licence:
+        return base.identity.licence
+    card = base.folder / CARD
+    if not card.is_file():
+        return None
+    for line in card.read_text(encoding="utf-8").split("\n---", 1)[0].splitlines():
+        if line.startswith("license:"):
+            return line.removeprefix("license:").strip().strip("\"'") or None
+    return None
 
 
 def copied_ids(base: BaseModel) -> dict[str, Any]:

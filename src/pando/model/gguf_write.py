@@ -109,16 +109,3 @@ def _pairs(array: np.ndarray, heads: int) -> np.ndarray:
     """Rows of rotary halves (i, i + dim/2) as pairs (2i, 2i + 1), head by head."""
     halves = array.reshape(heads, 2, -1, *array.shape[1:])
     return halves.swapaxes(1, 2).reshape(array.shape)
-
-
-def licence_of(base: BaseModel) -> str | None:
-    """The licence that the base names: its own record, else the head of its model card."""
-    if base.identity.licence:
-        return base.identity.licence
-    card = base.folder / "README.md"
-    if not card.is_file():
-        return None
-    for line in card.read_text(encoding="utf-8").split("\n---", 1)[0].splitlines():
-        if line.startswith("license:"):
-            return line.removeprefix("license:").strip().strip("\"'") or None
-    return None

@@ -46,7 +46,8 @@ def mixture_config(config: ModelConfig, experts: int, top_k: int) -> ModelConfig
 def upcycle(base: BaseModel, folder: Path, experts: int, top_k: int, seed: int = 0) -> ModelConfig:
     """Writes the mixture as a Hugging Face folder, whole or not at all; returns its config.
 
-    The weights of a token's experts add up to 1, and all experts are alike, so that it says what the base says.
+    The weights of a token's experts add up to 1, and all experts are alike, so that it says what the base says. Its
+    card names the base and the base's licence.
 
     Raises:
         BaseModelError: as `mixture_config`.
@@ -54,9 +55,8 @@ def upcycle(base: BaseModel, folder: Path, experts: int, top_k: int, seed: int =
     """
     import torch
 
-    from pando.files import atomic_dir
-    from pando.model.checkpoint import save_model
-    from pando.model.export import copied_ids, copy_tokenizer
+    from pando.model.card import Card
+    from pando.model.export import licence_of, write_like
     from pando.model.transformer import Transformer
 
     config = mixture_config(base.config, experts, top_k)
@@ -73,7 +73,9 @@ def upcycle(base: BaseModel, folder: Path, experts: int, top_k: int, seed: int =
         else:
             state[name] = dense[name]
     mixture.load_state_dict(state, assign=True)
-    with atomic_dir(folder) as new:
-        save_model(mixture, new, copied_ids(base))
-        copy_tokenizer(base.folder, new)
+    named = base.identity
+    made_of = {"base": named.name, "its hash": named.hash, "experts": experts, "experts a token": top_k, "seed": seed}
+    summary = f"{named.name} as a mixture of experts, made by `pando upcycle`; trained no further, it says the same."
+    card = Card(folder.name, licence_of(base) or "other", summary, training=made_of)
+    write_like(base, folder, mixture, card.text())
     return config

@@ -26,7 +26,7 @@ def create_app(service: Service, *, keys: Sequence[str] = (), host: str = "127.0
     errors.install(app)
     for part in (router, chat.router, completions.router, embeddings.router, classify.router, rerank.router):
         app.include_router(part)
-    app.add_middleware(Gate, keys=keys, host=host, refusal=service.refusal)
+    app.add_middleware(Gate, keys=keys, host=host, refusal=service.refusal, overloaded=service.overloaded)
     return app
 
 

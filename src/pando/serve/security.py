@@ -50,6 +50,7 @@ class Gate:
     Args:
         keys: accepted keys; none means that no key is asked for.
         refusal: says why calls cannot be taken now (loading, draining), or None.
+        overloaded: makes the answer to a call that is one too many, of the reason.
     """
 
     def __init__(
@@ -59,11 +60,12 @@ class Gate:
         keys: Sequence[str] = (),
         host: str = "127.0.0.1",
         refusal: Callable[[], ApiError | None] = lambda: None,
+        overloaded: Callable[[str], ApiError],
     ) -> None:
         self._app = app
         self._keys = [(key.encode(), key_name(key)) for key in keys]
         self._hosts = _LOOPBACK | {host}
-        self._refusal = refusal
+        self._refusal, self._overloaded = refusal, overloaded
         self._bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -108,7 +110,7 @@ class Gate:
         if size is not None and size > MAX_BODY:
             raise _too_large(size)
         if self._bytes + (size or 0) > MAX_BODIES:
-            raise overloaded("too much text is under way")
+            raise self._overloaded("too much text is under way")
         return size
 
     def _who(self, header: str) -> str:
@@ -150,11 +152,6 @@ class _Body:
         if self._complete:
             self._arrived(self._size)
         return message
-
-
-def overloaded(why: str) -> ApiError:
-    """429, to be tried again in a second."""
-    return ApiError(429, f"{why}; try again shortly", code="rate_limit_exceeded", headers={"Retry-After": "1"})
 
 
 def _too_large(size: int | None) -> ApiError:

@@ -13,7 +13,6 @@ from pando.serve.calls import Call
 from pando.serve.errors import ApiError
 from pando.serve.metrics import Metrics
 from pando.serve.registry import Registry
-from pando.serve.security import overloaded
 from pando.settings import Settings
 
 T = TypeVar("T")
@@ -70,10 +69,14 @@ class Service:
         if refusal := self.refusal():  # it may have come to that while the body was read
             raise refusal
         if self.under_way >= self.max_queue:
-            self.metrics.refused()
-            raise overloaded(f"{self.under_way} calls are under way already")
+            raise self.overloaded(f"{self.under_way} calls are under way already")
         self._calls.add(call)
         self._idle.clear()
+
+    def overloaded(self, why: str) -> ApiError:
+        """429, to be tried again in a second; counted."""
+        self.metrics.refused()
+        return ApiError(429, f"{why}; try again shortly", code="rate_limit_exceeded", headers={"Retry-After": "1"})
 
     def end(self, call: Call) -> None:
         """Counts a call out."""
