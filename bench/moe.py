@@ -5,10 +5,10 @@ transformers' Mixtral, and what it learns at equal active FLOPs and tokens.
 
 Eight experts, two for each token, each half as wide as the dense feed-forward layer, so that a token meets as many
 weights. The peer is transformers' MixtralForCausalLM of the very shape, rows of the same tokens, with torch's fused
-AdamW; our mixture makes the same step with AdamW too. Every side runs in float32 and, where the machine multiplies
-bfloat16 faster, with products in that (theirs by autocast); of each the faster one counts. The quality part trains
-dense and mixture with the dial's own settings on the same shards, three seeds each, and compares held-back bits per
-byte.
+AdamW; our mixture makes the same step with AdamW too, as many rows in a forward pass. Every side runs in float32 and,
+where the machine multiplies bfloat16 faster, with products in that (theirs by autocast); of each the faster one
+counts. The quality part trains dense and mixture with the dial's own settings on the same shards, three seeds each,
+and compares held-back bits per byte.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def trainer(shape: dict[str, int], shards: Any, asked: dict[str, Any]) -> Any:
         **{f"model.{name}": value for name, value in shape.items()}, "model.family": "llama",
         "model.experts": EXPERTS if asked["side"] == "mixture" else 0, "model.top_k": TOP_K, "sequence": LENGTH,
         "batch": BATCH, "tokens": BATCH * asked["steps"], "seed": asked["seed"], "machine.number": asked["number"],
-        "machine.compile": "off", "optim.kind": asked["kind"],
+        "machine.micro_rows": MICRO, "machine.compile": "off", "optim.kind": asked["kind"],
     }  # fmt: skip
     facts = CorpusFacts(shards.vocab_size, shards.documents("train").tokens, 1.0)
     given: Any = types.SimpleNamespace(values=values)
