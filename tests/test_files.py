@@ -57,6 +57,29 @@ def test_atomic_dir_replaces_a_folder_whole(tmp_path: Path) -> None:
     assert names(path.parent) == ["skin"]
 
 
+def test_a_folder_gives_way_only_to_its_like(tmp_path: Path) -> None:
+    folder = tmp_path / "real"
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    assert files.replaceable(tmp_path / "link", "mark", "a*") == folder  # what a link names is replaced, not the link
+    for name in ("mark", "a1"):
+        (folder / name).touch()
+    assert files.replaceable(folder, "mark", "a*") == folder
+    (folder / "precious").touch()
+    with pytest.raises(PandoError, match=r"holds something else \(precious\)"):
+        files.replaceable(folder, "mark", "a*")
+    with pytest.raises(PandoError, match="holds something else"):
+        files.replaceable(folder / "mark", "mark")
+
+
+def test_a_path_is_no_pattern_where_it_is_there(tmp_path: Path) -> None:
+    for name in ("b [1].txt", "a.txt"):
+        (tmp_path / name).touch()
+    assert files.matching(tmp_path, "b [1].txt") == [tmp_path / "b [1].txt"]
+    assert files.matching(tmp_path, "*.txt") == [tmp_path / "a.txt", tmp_path / "b [1].txt"]
+    assert files.matching(tmp_path, "none") == []
+
+
 @pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt()])
 def test_atomic_dir_keeps_the_old_folder_when_filling_fails(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "skin"

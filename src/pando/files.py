@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
+import glob
 import hashlib
 import itertools
 import json
@@ -192,22 +194,43 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def replaceable(path: Path, mark: str) -> Path:
-    """The path made absolute, where a folder is to take the place of what is there: nothing, an empty folder, or one
-    like it.
+def replaceable(path: Path, mark: str, *others: str) -> Path:
+    """The path made absolute, links followed, where a folder is to take the place of what is there: nothing, an empty
+    folder, or one like it.
 
     Args:
         mark: the file that such folders have.
+        others: patterns of all other names in them.
 
     Raises:
         PandoError: it is a file, or a folder that holds something else, which would be lost.
     """
-    path = path.absolute()
-    if path.is_dir() and ((path / mark).exists() or not any(path.iterdir())):
+    path = Path(os.path.realpath(path))
+    if not path.exists():
         return path
-    if path.exists():
-        raise PandoError(f"{path} is there and holds something else, which would be lost: name a new folder")
+    names = sorted(one.name for one in path.iterdir()) if path.is_dir() else [path.name]
+    strange = [name for name in names if not any(fnmatch.fnmatch(name, own) for own in (mark, *others))]
+    if strange or (names and mark not in names) or not path.is_dir():
+        what = (strange or names)[0]
+        raise PandoError(f"{path} is there and holds something else ({what}), which would be lost: name a new folder")
     return path
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """Files and folders that a path or glob names, sorted; a relative one starts at `folder`. A path is no glob where
+    there is something of that name, whatever characters it has.
+
+    Raises:
+        PandoError: it starts at the home of somebody unknown.
+    """
+    try:
+        path = folder / Path(pattern).expanduser()
+    except RuntimeError:
+        raise PandoError(f"{pattern}: no home folder is known; write the whole path") from None
+    if path.exists():
+        return [path]
+    below = str(Path(pattern).expanduser())
+    return [folder / name for name in sorted(glob.glob(below, root_dir=folder, recursive=True))]
 
 
 def _swap(new: Path, path: Path) -> None:

@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -256,6 +258,7 @@ def test_questions_about_documents_and_tokens(home: Path) -> None:
     with pytest.raises(DataError, match="has no shard"):
         trace(out, "train-99", 0)
     told = counts(out)
+    assert manifest["protected"] == {"items": 2, "too_short": 0} and "2 items of eval" in report.summary(manifest)
     assert told["masked"]["email"] == 1 and told["read"] == 98 and ("near", "near_copy") in told["dropped"]
     page = report.page(told)
     assert page.count("<svg") == 2 and "<script" not in page and "near_copy" in page
@@ -286,7 +289,8 @@ def test_what_if_reads_no_text(home: Path) -> None:
         ("quality.classifier=none.safetensors", "make it with `pando corpus train-quality`"),
         ("sources=[{name: a, files: none/*.txt}]", "names no file"),
         ("decontaminate.files=[]", "no item to look for"),
-        ("rules.set={gopher_min_words: 1000000}", "no document is left|some sources"),
+        ("decontaminate.shortest=1000", "all 2 items are shorter than `shortest: 1000`"),
+        ("rules.set={gopher_min_words: 1000000}", r"no document is left of 98; most went by rules.gopher_min_words"),
     ],
 )
 def test_a_mistake_is_one_line(home: Path, change: str, says: str) -> None:
@@ -295,6 +299,90 @@ def test_a_mistake_is_one_line(home: Path, change: str, says: str) -> None:
     with pytest.raises(PandoError, match=says):
         build(home, changes=(change,))
     assert not (home / "out").exists()
+
+
+def test_an_item_that_cannot_be_read_ends_the_build(home: Path) -> None:
+    with (home / "exam.jsonl").open("a") as file:
+        file.write('{"text": "an item cut sho\n')
+    with pytest.raises(DataError, match=r"exam.jsonl:3: not JSON.*mend the row or take it out"):
+        build(home)
+
+
+def test_damaged_records_are_one_line(home: Path) -> None:
+    from pando.corpus.records import counts, tokens_of, trace, why
+
+    build(home)
+    ledger = home / "out" / "ledger.parquet"
+    whole = ledger.read_bytes()
+    for data in (whole[: len(whole) // 2], whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :]):
+        ledger.write_bytes(data)
+        asked = (counts, lambda out: why(out, "a"), lambda out: trace(out, "train-00000", 0))
+        for ask in (*asked, lambda out: tokens_of(out, pa.array(["a"]))):
+            with pytest.raises(DataError, match=r"ledger.parquet cannot be read .*; build the corpus again"):
+                ask(home / "out")
+    (home / "out" / "manifest.json").write_text('{"format_version": 1}')
+    with pytest.raises(DataError, match=r"manifest.json is damaged .dtype, hash.* missing"):
+        counts(home / "out")
+
+
+def test_what_if_knows_documents_by_their_ids(home: Path) -> None:
+    build(home)
+    before = run(home, "--set", "language.min=0.99", "--json", verb="what-if")
+    lines = YAML.splitlines(keepends=True)
+    lines[2], lines[3] = lines[3], lines[2]
+    (home / "corpus.yaml").write_text("".join(lines))
+    after = run(home, "--set", "language.min=0.99", "--json", verb="what-if")
+    assert sorted(json.loads(before), key=str) == sorted(json.loads(after), key=str)
+
+
+def test_tokens_that_change_white_space_are_traced_in_what_they_spell(home: Path, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from pando.corpus.records import trace
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    texts = [document(seed, 20) for seed in range(40)]
+    made.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=300, special_tokens=["<end>"], show_progress=False))
+    (home / "tok").mkdir()
+    made.save(str(home / "tok" / "tokenizer.json"))
+    (home / "tok" / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    manifest = build(home, changes=("tokenizer=tok",))
+    data = np.fromfile(home / "out" / "train-00000.bin", "<u2").tolist()
+    size = data.index(manifest["end"])
+    text = made.decode(data[:size])
+    spans = [trace(home / "out", "train-00000", offset)["bytes"] for offset in range(min(size, 30))]
+    assert " " in text[: spans[-1][1]] and all(a[1] == b[0] for a, b in pairwise(spans))
+    assert [made.decode(data[: n + 1]).encode() for n in range(len(spans))] == [text.encode()[:end] for _, end in spans]
+
+
+def test_names_that_are_odd_are_read_and_told(tmp_path: Path) -> None:
+    home = tmp_path / "e[1]"
+    (home / "d").mkdir(parents=True)
+    for name in (b"caf\xe9.txt", b"data [1].txt", b"plain.txt"):
+        (home / "d" / os.fsdecode(name)).write_text(document(len(name), 20))
+    (home / "corpus.yaml").write_text(
+        'sources:\n  - {name: one, files: "d/data [1].txt"}\n  - {name: all, files: "d/*.txt"}\n'
+        "tokenizer: {vocab_size: 400}\nstages: {normalise: }\nvalidation: 0\n"
+    )
+    build(home)
+    files = [row["file"] for row in ledger(home)]
+    assert files == ["d/data [1].txt", "d/caf\\xe9.txt", "d/data [1].txt", "d/plain.txt"]
+
+
+def test_equal_texts_are_held_back_together() -> None:
+    from pando.corpus.config import Config
+    from pando.corpus.mixture import mix
+
+    config = Config(sources=[{"name": name, "files": "x"} for name in "ab"], validation=0.02)
+    source = np.repeat([0, 1], [5, 300])
+    content = np.arange(1, 306, dtype=np.uint64)
+    content[:5] = content[5:10]
+    for held in (content[5], content[6]):  # texts of a small source that the other has too
+        content[10] = held
+        found = mix(config, np.arange(305), source, np.ones(305, np.int64), content)
+        assert not set(content[found.train]) & set(content[found.validation])
+    assert len(found.validation)
 
 
 def test_conversations_teach_their_answers(home: Path) -> None:
@@ -344,9 +432,11 @@ def test_what_is_made_of_the_sources_is_no_source_and_takes_no_strangers_place(t
         "tokenizer: {vocab_size: 400}\nvalidation: 0\n"
     )
     config, out = load_config(tmp_path / "all" / "corpus.yaml"), tmp_path / "all" / "corpus"
-    once, again = (build(config, out, work_folder(out)) for _ in range(2))
+    once = build(config, out, work_folder(out))
+    (tmp_path / "all" / "corpus.html").write_text("the page of it")
+    again = build(config, out, work_folder(out))
     assert once["hash"] == again["hash"] and [one["documents"] for one in once["sources"]][1] == 1
-    with pytest.raises(PandoError, match="holds something else, which would be lost"):
+    with pytest.raises(PandoError, match=r"holds something else \(a.jsonl\), which would be lost"):
         build(config, tmp_path / "all", work_folder(tmp_path / "all"))
     assert (tmp_path / "all" / "a.jsonl").exists()
     folder = tmp_path / "tokenizer"

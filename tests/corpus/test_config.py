@@ -51,6 +51,14 @@ def test_settings_are_replaced_by_name(tmp_path: Path) -> None:
         ("    files: books/*.jsonl\n", "", "sources.0.files: is missing"),
         ("tokens: 1.5M", "tokens: many", "mixture.tokens"),
         ("sources:", "sources: [", "not valid YAML"),
+        ("name: tiny", "order: [near]", "corpus.yaml:1: order: no such setting"),
+        ("name: tiny", "max_document_mb: .inf", "max_document_mb: Input should be a finite number"),
+        (
+            "name: tiny",
+            "tokenizer: {vocab_sise: 400}",
+            "tokenizer.vocab_sise: no such setting (did you mean vocab_size",
+        ),
+        ("exact:", "rules: {set: {gopher_max_words: .inf}}", "should be a finite number"),
     ],
 )
 def test_a_mistake_is_named_with_its_line(tmp_path: Path, old: str, new: str, says: str) -> None:
@@ -58,6 +66,11 @@ def test_a_mistake_is_named_with_its_line(tmp_path: Path, old: str, new: str, sa
     with pytest.raises(CorpusFileError) as caught:
         load_config(write(tmp_path, GOOD.replace(old, new, 1)))
     assert says in str(caught.value)
+
+
+def test_the_home_of_somebody_unknown_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CorpusFileError, match="no home folder is known"):
+        load_config(write(tmp_path, GOOD)).path("~nobody-of-that-name/x")
 
 
 def test_a_missing_file_and_a_wrong_change_are_named(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_urls_are_listed_and_read(site: str) -> None:
         assert url == f"{site}/{name}" and size > 0
         with engine.opened(url) as file:
             assert [one.text for one in documents(file, url, "auto", How("text", "utf-8", 1000))] == texts
-    with pytest.raises(PandoError, match="cannot be listed"):
+    with pytest.raises(PandoError, match="names nothing that can be listed"):
         engine.list_urls(f"{site}/none.txt")
 
 

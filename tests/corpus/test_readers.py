@@ -158,6 +158,8 @@ def test_warc_gives_its_pages_however_they_were_sent() -> None:
         assert text is not None and "share one root" in text
     assert found["http://a.test/huge"].problem == "huge" and found["http://a.test/picture"].problem == "not a page"
     assert found["http://a.test/broken"].problem == "page damaged" and len(found) == 7
+    cut = read(data[: -len(PAGE) // 2], "a.warc", how=How("text", "utf-8", 100_000))
+    assert [one.problem for one in cut[-1:]] == ["page damaged"] and len(cut) == 7
 
 
 def chat(*turns: tuple[str, object]) -> list[dict[str, object]]:
@@ -201,6 +203,44 @@ def test_a_bad_row_of_a_table_costs_that_row_alone() -> None:
     assert [one.problem for one in read(b"\x89PNG\0\0\0rubbish", "a.csv")] == ["binary"]
     (damaged,) = read("text\n".encode("utf-16") + b"\x00\xd8\n\x00", "a.csv", how=How("text", "utf-16", 1000))
     assert damaged.text is None
+
+
+def test_what_is_left_of_a_bad_row_passes_for_no_document() -> None:
+    opened = b'text,n\nfirst,1\n"he said "hello" and\nwent on\nto the end",2\nlast,3\n'
+    assert [one.text for one in read(opened, "a.csv")] == ["first", None, "last"]
+    long = b'text\nfirst\n"' + b"a line of it\n" * 20_000 + b'end"\nlast\n'
+    assert [(one.text, one.problem) for one in read(long, "a.csv")][1:] == [(None, "huge"), ("last", None)]
+    never_closed = read(b'text\nfirst\n"open\nand on\n', "a.csv")
+    assert [one.text for one in never_closed] == ["first", None]
+
+
+def test_columns_may_be_parted_by_semicolons() -> None:
+    assert [one.text for one in read(b"id;text\n1;one, two\n", "a.csv")] == ["one, two"]
+    assert [one.text for one in read(b"text\na;b\tc\n", "a.csv")] == ["a;b\tc"]
+    with pytest.raises(DataError, match="has no column 'text'; it has id, body"):
+        read(b"id;body\n1;2\n", "a.csv")
+
+
+def test_packed_tables_and_values_that_cannot_be_told() -> None:
+    file = io.BytesIO()
+    pq.write_table(pa.table({"text": ["one", "two"]}), file)
+    for packed, name in ((gzip.compress(file.getvalue()), "gz"), (zstandard.compress(file.getvalue()), "zst")):
+        assert [one.text for one in read(packed, f"a.parquet.{name}")] == ["one", "two"]
+    turns = pa.array([[{"role": "user", "content": b"hi"}, {"role": "assistant", "content": b"\xff"}]])
+    kind = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    file = io.BytesIO()
+    pq.write_table(pa.table({"messages": turns.cast(kind, safe=False)}), file)
+    found = read(file.getvalue(), "a.parquet", "chat", How("messages", "utf-8", 1000))
+    assert [(one.text, one.problem) for one in found] == [(None, "no turns")]
+    with pytest.raises(DataError, match="does not part JSON lines at bytes"):
+        read('{"text": "x"}\n'.encode("utf-16"), "a.jsonl", how=How("text", "utf-16", 1000))
+
+
+def test_a_page_nested_without_end_is_read_in_time() -> None:
+    pytest.importorskip("resiliparse")
+    page = b"<div>" * 60_000 + b"the text within"
+    (found,) = read(page, "a.html", how=How("text", "utf-8", 1_000_000))
+    assert found.text == "the text within" and found.size == len(page)
 
 
 def test_tables_of_categories_and_lines_of_other_encodings_are_read() -> None:

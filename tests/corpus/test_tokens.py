@@ -75,7 +75,8 @@ def test_a_library_that_errs_is_not_believed(folder: Path, monkeypatch: pytest.M
 def test_tokens_spell_their_bytes(folder: Path) -> None:
     from pando.corpus.records import speller
 
-    made, spell = tokens.load_tokenizer(folder / "tokenizer.json"), speller(folder / "tokenizer.json")
+    made = tokens.load_tokenizer(folder / "tokenizer.json")
+    spell = speller(made)
     text = "Ünïcödé 山楊 👍🏽 the river\n"
     assert b"".join(spell(one) for one in made.encode(text).ids) == text.encode() and spell(0) == b"<|endoftext|>"
 

@@ -44,6 +44,7 @@ _MEND = {
     errno.EPERM: "not permitted; check its owner and mode",
     errno.EROFS: "the disk is read-only; choose another place",
     errno.ENOENT: "no such file or folder; check the path",
+    errno.EEXIST: "something else has that name; remove it or choose another",
     errno.ENOTDIR: "not a folder; check the path",
     errno.EISDIR: "a folder where a file is needed; check the path",
 }

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pando.errors import PandoError
+
 if TYPE_CHECKING:
     from pando.corpus.build import Build
     from pando.corpus.config import Config
@@ -102,8 +104,7 @@ def what_if(file: File, out: Out, set_: Set = None, threads: Threads = 0, as_jso
     from pando.corpus import engine
     from pando.corpus.config import load_config
     from pando.corpus.decide import column
-    from pando.corpus.records import LEDGER, difference
-    from pando.errors import PandoError
+    from pando.corpus.records import difference, tokens_of
     from pando.report import corpus as report
 
     if not set_:
@@ -115,10 +116,7 @@ def what_if(file: File, out: Out, set_: Set = None, threads: Threads = 0, as_jso
     decisions = one.decide(parts), other.decide(changed)
     source = np.repeat([part.source for part in parts], [part.rows for part in parts]).astype(np.int64)
     size = column(parts, "final", "text_bytes").to_numpy(zero_copy_only=False).astype(np.int64)
-    import pyarrow.parquet as pq
-
-    known = pq.read_table(out / LEDGER, columns=["tokens"]).column(0).fill_null(0).to_numpy()
-    rows = difference(*decisions, source, known if len(known) == len(size) else np.zeros(len(size), np.int64), size)
+    rows = difference(*decisions, source, tokens_of(out, column(parts, "read", "id")), size)
     for row in rows:
         row["source"] = before.sources[row["source"]].name
     print(json.dumps(rows, indent=2) if as_json else report.what_if(rows, set_))
@@ -130,7 +128,7 @@ def train_quality(
     bad: Annotated[list[str], typer.Option(help="Files of texts that are not; repeatable.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The classifier, a .safetensors file.")] = Path("quality.safetensors"),
     text: Annotated[str, typer.Option(help="Column or field that holds the text.")] = "text",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     most: Annotated[int, typer.Option(min=20, help="At most so many texts a side.")] = 50_000,
 ) -> None:
     """Train a quality classifier on texts that are wanted and texts that are not."""
@@ -154,6 +152,8 @@ def schema() -> None:
 def work_folder(out: Path) -> Path:
     """Where the finished steps of a corpus are kept."""
     out = out.absolute()
+    if not out.name:
+        raise PandoError(f"{out} can be no corpus: name a new folder in it")
     return out.with_name(out.name + ".work")
 
 
@@ -163,11 +163,16 @@ def protected(config: Config) -> Iterator[tuple[str, str]]:
     Raises:
         PandoError: a task or a file cannot be read.
     """
-    import glob
-
     from pando.errors import DataError
+    from pando.files import matching
     from pando.task.file import Task
     from pando.task.formats import Row, iter_rows
+
+    def rows(path: Path) -> Iterator[Row]:
+        for row in iter_rows(path):
+            if not isinstance(row, Row):  # an item that cannot be read would not be looked for
+                raise DataError(f"decontaminate: {path}:{row.line}: {row.why}; mend the row or take it out")
+            yield row
 
     wanted = config.stages.decontaminate
     if wanted is None:
@@ -175,28 +180,25 @@ def protected(config: Config) -> Iterator[tuple[str, str]]:
     for file in wanted.tasks:
         task = Task.load(config.path(file))
         for path in filter(None, (task.train_path, task.test_path)):
-            for row in iter_rows(path):
-                if isinstance(row, Row):
-                    for field in (*task.fields.input, task.fields.output):
-                        if isinstance(row.values.get(field), str):
-                            yield f"{task.name}:{path.name}:{row.line}", row.values[field]
+            for row in rows(path):
+                for field in (*task.fields.input, task.fields.output):
+                    if isinstance(row.values.get(field), str):
+                        yield f"{task.name}:{path.name}:{row.line}", row.values[field]
     for pattern in wanted.files:
-        found = sorted(glob.glob(str(config.path(pattern)), recursive=True))
+        found = matching(config.folder, pattern)
         if not found:
             raise DataError(f"decontaminate: {pattern} names no file; check the path (it starts at {config.folder})")
-        for place in map(Path, found):
+        for place in found:
             name = place.relative_to(config.folder) if place.is_relative_to(config.folder) else Path(*place.parts[-2:])
-            for row in iter_rows(place):
-                if isinstance(row, Row):
-                    for value in row.values.values():
-                        if isinstance(value, str):
-                            yield f"{name}:{row.line}", value
+            for row in rows(place):
+                for value in row.values.values():
+                    if isinstance(value, str):
+                        yield f"{name}:{row.line}", value
 
 
 def _scored(config: Config, out: Path) -> Build:
     """The build of a file whose scores must all be there."""
     from pando.corpus.build import Build
-    from pando.errors import PandoError
 
     class Stored(Build):
         def _run(self, function: str, tasks: list[dict[str, Any]], label: str) -> None:
@@ -211,19 +213,18 @@ def _scored(config: Config, out: Path) -> Build:
 
 
 def _texts(patterns: list[str], field: str, most: int) -> list[str]:
-    import glob
-
     from pando.corpus.readers import How, documents
     from pando.errors import DataError
+    from pando.files import matching
 
     texts: list[str] = []
     for pattern in patterns:
-        found = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
+        found = matching(Path.cwd(), pattern)
         if not found:
             raise DataError(f"{pattern} names no file")
         for path in found:
-            with open(path, "rb") as file:
-                for one in documents(file, path, "auto", How(field, "utf-8", 16_000_000)):
+            with path.open("rb") as file:
+                for one in documents(file, str(path), "auto", How(field, "utf-8", 16_000_000)):
                     if one.text is not None:
                         texts.append(one.text)
                     if len(texts) == most:

@@ -36,7 +36,7 @@ def command(
     from pando.errors import PandoError
     from pando.files import replaceable
     from pando.model.base import open_base
-    from pando.model.export import licence_of, write_hf
+    from pando.model.export import HF_FILES, licence_of, write_hf
     from pando.model.gguf_write import DTYPES, write_gguf
 
     known = [name for name in DTYPES if to is Form.gguf or name != "int8"]
@@ -46,7 +46,7 @@ def command(
         raise PandoError(f"{out} exists already; choose another --out, or replace it with --force")
     source = open_base(base)
     if to is Form.hf:
-        out = replaceable(out, "config.json")
+        out = replaceable(out, "config.json", *HF_FILES)
         write_hf(source, out, dtype)
         size = sum(path.stat().st_size for path in out.iterdir())
     else:

@@ -24,12 +24,13 @@ def command(
     from pando.files import replaceable
     from pando.model.anatomy import facts
     from pando.model.base import open_base
+    from pando.model.export import HF_FILES
     from pando.model.upcycle import upcycle
     from pando.report.anatomy import picture
 
     if out.exists() and not force:
         raise PandoError(f"{out} exists already; choose another --out, or replace it with --force")
-    out = replaceable(out, "config.json")
+    out = replaceable(out, "config.json", *HF_FILES)
     found = facts(upcycle(open_base(base), out, experts, top_k, seed), out.name)
     print(json.dumps(found, indent=1) if as_json else "\n".join(picture(found)))
     print(f"Written: {out}", file=sys.stderr)

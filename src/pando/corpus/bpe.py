@@ -10,6 +10,7 @@ from typing import Any
 from pando.errors import DataError
 from pando.files import atomic_write
 
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 END = "<|endoftext|>"
 TURN, TURN_END = CHAT_MARKS = ("<|im_start|>", "<|im_end|>")  # of ChatML
 SPECIALS = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from pando.corpus.words import I64, U64, mixed, mixed_number
 from pando.errors import DataError
 from pando.files import atomic_dir, atomic_write, content_hash, progress, replaceable
 
+_FILES = ("ledger.parquet", "train-*", "validation-*")
 Protected = Iterable[tuple[str, str]]  # (what an item is called, its text)
 
 
@@ -38,7 +40,7 @@ class Build:
         protected: items of evaluations, for the stage `decontaminate`; read only if the file has that stage.
         """
         self.config, self.folder, self._protected = config, folder.absolute(), protected
-        self.short_items = 0
+        self.protected_items: dict[str, int] = {}
 
     def parts(self) -> list[Part]:
         """Reads what is new, runs the stages that are missing, and lists all parts in order."""
@@ -63,9 +65,13 @@ class Build:
         """The tokenizer that the file names, or one trained on a sample of the kept documents.
 
         Raises:
-            DataError: it cannot be read, or has no token that ends a document.
+            DataError: it cannot be read, or has no token that ends a document; or no document is kept.
         """
         wanted = self.config.tokenizer
+        if decisions is not None and not decisions.kept.any():
+            took = Counter(decisions.rule.tolist()).most_common(3)
+            listed = ", ".join(f"{'.'.join(decisions.names[rule])} {count:,}" for rule, count in took)
+            raise DataError(f"no document is left of {len(decisions.rule):,}; most went by {listed or 'no rule'}")
         if isinstance(wanted, Training):
             assert decisions is not None
             return tokens.described(self._trained(wanted, parts, decisions))
@@ -154,8 +160,10 @@ class Build:
             assert wanted is not None
             made = contamination.index(self._protected or (), wanted.ngram, wanted.shortest)
             if not made.names:
-                raise DataError("decontaminate: no item to look for; name task files in tasks: or data in files:")
-            self.short_items = made.short
+                why = f"all {made.short:,} items are shorter than `shortest: {wanted.shortest}` words, or stock phrases"
+                none = "no item to look for; name task files in tasks: or data in files:"
+                raise DataError(f"decontaminate: {why if made.short else none}")
+            self.protected_items = {"items": len(made.names), "too_short": made.short}
             self._made_index = self.folder / "decontaminate" / f"index-{made.hash[7:31]}.npz"
             if not self._made_index.exists():
                 made.save(self._made_index)
@@ -212,7 +220,7 @@ def build(config: Config, out: Path, folder: Path, protected: Protected | None =
     Raises:
         PandoError: a source, a tokenizer or a setting that cannot be used, or a full disk.
     """
-    out = replaceable(out, "manifest.json")
+    out = replaceable(out, "manifest.json", *_FILES, *bpe.FILES)
     made = Build(config, folder, protected)
     if not isinstance(config.tokenizer, Training):
         made.tokenizer([], None)  # a mistake there is told before anything is read
@@ -235,7 +243,7 @@ def build(config: Config, out: Path, folder: Path, protected: Protected | None =
             for place, (path, _) in enumerate(listed):
                 for suffix in (".bin", ".idx", ".docs"):
                     _link(path.with_suffix(suffix), aside / f"{split}-{place:05d}{suffix}")
-        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        for name in bpe.FILES:
             if (tokenizer.folder / name).exists():
                 shutil.copyfile(tokenizer.folder / name, aside / name)
         write_ledger(aside / "ledger.parquet", config, parts, decisions, lengths)
@@ -366,6 +374,7 @@ def _manifest(
         "sources": listed,
         "splits": splits,
         "settings": settings,
+        **({"protected": made.protected_items} if made.protected_items else {}),
     }
 
 

@@ -27,7 +27,7 @@ class CorpusFileError(PandoError):
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Source(_Part):
@@ -144,6 +144,7 @@ class Stages(_Part):
     decontaminate: Decontaminate | None = None
 
 
+_HIDDEN = {"order", "folder"}  # fields of a Config that no file has
 USUAL = ("normalise", "exact")  # the stages of a file that names none
 
 
@@ -210,8 +211,15 @@ class Config(_Part):
         return getattr(self.stages, name)
 
     def path(self, text: str) -> Path:
-        """A path of the file as an absolute one."""
-        return (self.folder / Path(text).expanduser()).absolute()
+        """A path of the file as an absolute one.
+
+        Raises:
+            CorpusFileError: it starts at the home of somebody unknown.
+        """
+        try:
+            return (self.folder / Path(text).expanduser()).absolute()
+        except RuntimeError:
+            raise CorpusFileError(f"{text}: no home folder is known; write the whole path") from None
 
     def described(self) -> dict[str, Any]:
         """The settings as JSON, without where the file lies."""
@@ -232,13 +240,16 @@ def load_config(path: str | Path, changes: Sequence[str] = ()) -> Config:
     values, locate = read_yaml(path, "a corpus file", begin, CorpusFileError)
     for change in changes:
         _apply(values, change)
+    for name in _HIDDEN & values.keys():
+        raise CorpusFileError(f"{path}:{locate([name])}: {name}: {_words({'type': 'extra_forbidden'}, [name])}")
     if isinstance(values.get("stages"), Mapping):
         values["stages"] = {name: {} if part is None else part for name, part in values["stages"].items()}
         values["order"] = list(values["stages"])
     try:
         return Config(**{**values, "folder": path.absolute().parent})
     except ValidationError as error:
-        first = error.errors()[0]
+        trained = isinstance(values.get("tokenizer"), Mapping)  # then its settings are at fault, not that it is no path
+        first = max(error.errors(), key=lambda one: trained and "Training" in one["loc"])
         spot = [part for part in first["loc"] if not (isinstance(part, str) and part in ("Training", "str"))]
         field = ".".join(map(str, spot)) or "the file"
         raise CorpusFileError(f"{path}:{locate(spot)}: {field}: {_words(first, spot)}") from None
@@ -249,7 +260,7 @@ def load_config(path: str | Path, changes: Sequence[str] = ()) -> Config:
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of corpus files, for editors."""
     schema = Config.model_json_schema()
-    for hidden in ("order", "folder"):
+    for hidden in _HIDDEN:
         schema["properties"].pop(hidden)
     return schema
 
@@ -288,7 +299,7 @@ def _words(error: Any, spot: Sequence[str | int]) -> str:
 
 def _known(spot: Sequence[str | int]) -> list[str]:
     if not spot:
-        return [name for name in Config.model_fields if name not in ("order", "folder")]
+        return [name for name in Config.model_fields if name not in _HIDDEN]
     if spot[0] == "sources":
         return list(Source.model_fields)
     if spot[0] == "stages" and len(spot) > 1:

@@ -119,7 +119,8 @@ def list_urls(pattern: str) -> list[tuple[str, int]]:
     try:
         found = daft.from_glob_path(pattern).to_pydict()
     except Exception as error:  # Daft raises bare ones for whatever a store answers
-        raise PandoError(f"{pattern} cannot be listed: {str(error).splitlines()[0][:200]}") from None
+        why = str(error).splitlines()[0][:200]
+        raise PandoError(f"{pattern} names nothing that can be listed ({why}); * ? [ ] are patterns in it") from None
     return sorted(zip(found["path"], found["size"], strict=True))
 
 

@@ -44,7 +44,7 @@ def mix(config: Config, documents: I64, source: I64, tokens: I64, content: U64) 
         DataError: no document is left to train on.
     """
     if not len(documents):
-        raise DataError("no document is left: see `pando corpus stats` for what dropped them")
+        raise DataError("no document is left")
     held = _held_back(config, source, content)
     order = mixed(content ^ mixed_number(config.seed + 1))
     available = np.bincount(source[~held], tokens[~held], len(config.sources)).astype(np.int64)
@@ -77,17 +77,16 @@ def mix(config: Config, documents: I64, source: I64, tokens: I64, content: U64) 
 
 
 def _held_back(config: Config, source: I64, content: U64) -> npt.NDArray[np.bool_]:
-    """[K] by content hash, so that adding documents moves none; a source of ten or more has at least one."""
+    """[K] by content hash, so that adding documents moves none and equal texts stay together; of a source of ten or
+    more at least one."""
     if not config.validation:
         return np.zeros(len(source), bool)
     draw = mixed(content ^ _VALIDATION)
     held = (draw >> np.uint64(11)).astype(np.float64) / 2.0**53 < config.validation
     for number in range(len(config.sources)):
-        mine = np.flatnonzero(source == number)
-        if len(mine) >= 10 and not held[mine].any():
-            held[mine[np.argmin(draw[mine])]] = True
-        elif len(mine) < 10:
-            held[mine] = False
+        mine = source == number
+        if np.count_nonzero(mine) >= 10 and not held[mine].any():
+            held |= draw == draw[mine].min()
     return np.asarray(held)
 
 

@@ -9,6 +9,9 @@ import gzip
 import io
 import itertools
 import json
+import re
+import shutil
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,6 +45,8 @@ CODE = frozenset((
 ))  # fmt: skip
 _CONTROL = bytes(set(range(32)) - {9, 10, 12, 13, 27})
 _UNREADABLE = (OSError, EOFError, zlib.error, UnicodeError)
+_TAG = re.compile(r"<(?!(?:area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr)\b)(/?)[a-zA-Z]")
+_DEEPEST = 500  # elements within each other
 _WIDE = ("utf-16", "utf-32")  # whose bytes look binary
 
 
@@ -106,13 +111,10 @@ def _unpacked(file: BinaryIO, packing: str) -> Iterator[BinaryIO]:
         with gzip.GzipFile(fileobj=file) as plain:
             yield plain  # type: ignore[misc]
     elif packing == "zstd":
-        import zstandard
+        import pyarrow as pa  # unlike zstandard's own reader it tells a torn file from a whole one
 
-        try:
-            with zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True) as plain:
-                yield io.BufferedReader(plain, 1 << 20)
-        except zstandard.ZstdError as error:
-            raise EOFError(str(error)) from None
+        with pa.CompressedInputStream(file, "zstd") as plain:
+            yield io.BufferedReader(plain, 1 << 16)  # what stands before a tear is still read
     else:
         yield file
 
@@ -176,11 +178,13 @@ def _html(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
     if len(data) > how.most:
         yield Found(1, None, len(data), "huge")
         return
-    yield checked(html_text(data), 1, how) if data.strip() else Found(1, None, len(data), "empty")
+    found = checked(html_text(data), 1, how) if data.strip() else Found(1, None, 0, "empty")
+    yield Found(1, found.text, len(data), found.problem)
 
 
 def html_text(data: bytes) -> str:
-    """The text of a page, without menus and other boilerplate (resiliparse).
+    """The text of a page, without menus and other boilerplate (resiliparse); all of it where elements are nested deeper
+    than any page of use, for telling boilerplate takes the square of the depth.
 
     Raises:
         DataError: the extra `[corpus]` is not installed.
@@ -188,10 +192,12 @@ def html_text(data: bytes) -> str:
     try:
         from resiliparse.extract.html2text import extract_plain_text
         from resiliparse.parse.encoding import bytes_to_str, detect_encoding
+        from resiliparse.parse.html import HTMLTree
     except ImportError:
         raise DataError("HTML needs resiliparse: install pando-fm[corpus]") from None
-    text = bytes_to_str(data, detect_encoding(data) or "utf-8")
-    return str(extract_plain_text(text, main_content=True)).strip()
+    tree = HTMLTree.parse(bytes_to_str(data, detect_encoding(data) or "utf-8"))
+    depth = itertools.accumulate(-1 if end else 1 for end in _TAG.findall(str(tree)))  # as written out, all are closed
+    return str(extract_plain_text(tree, main_content=max(depth, default=0) <= _DEEPEST)).strip()
 
 
 def _lines(file: BinaryIO, most: int) -> Iterator[tuple[int, bytes | None, int]]:
@@ -222,6 +228,8 @@ def _jsonl(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
 def _json_rows(file: BinaryIO, how: How) -> Iterator[Found | tuple[int, Any]]:
     """(line number, value of the field or None) of every line, or what is wrong with it."""
     encoding = canonical(how.encoding)
+    if encoding.startswith(_WIDE):
+        raise DataError(f"encoding: {how.encoding} does not part JSON lines at bytes; save them as UTF-8")
     for number, line, size in _lines(file, 2 * how.most):  # escapes make JSON longer than its text
         if line is None:
             yield Found(number, None, size, "huge")
@@ -249,27 +257,39 @@ def _parquet(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
 
 
 def _parquet_rows(file: BinaryIO, name: str, how: How) -> Iterator[Any]:
-    """The values of the column; texts as bytes."""
+    """The values of the column; texts as bytes, None where one cannot be told."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    with tempfile.TemporaryFile() as whole:
+        if not file.seekable():  # it is read from its end
+            shutil.copyfileobj(file, whole)
+            file = cast("BinaryIO", whole)
+        try:
+            table = pq.ParquetFile(file)
+            if how.text not in table.schema_arrow.names:
+                raise DataError(
+                    f"{name} has no column {how.text!r}; it has {', '.join(table.schema_arrow.names)}: set text:"
+                )
+            for batch in table.iter_batches(256, columns=[how.text]):
+                column = batch.column(0)
+                if pa.types.is_dictionary(column.type):
+                    column = column.dictionary_decode()
+                if pa.types.is_string_view(column.type):
+                    column = column.cast(pa.large_string())
+                if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+                    column = column.cast(pa.large_binary())
+                yield from map(_value, column)
+        except pa.ArrowException as error:
+            raise EOFError(str(error)) from None
+
+
+def _value(scalar: Any) -> Any:
+    """An Arrow value as Python's, or None: text that is no UTF-8, a time that no calendar has."""
     try:
-        table = pq.ParquetFile(file)
-        if how.text not in table.schema_arrow.names:
-            raise DataError(
-                f"{name} has no column {how.text!r}; it has {', '.join(table.schema_arrow.names)}: set text:"
-            )
-        for batch in table.iter_batches(256, columns=[how.text]):
-            column = batch.column(0)
-            if pa.types.is_dictionary(column.type):
-                column = column.dictionary_decode()
-            if pa.types.is_string_view(column.type):
-                column = column.cast(pa.large_string())
-            if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-                column = column.cast(pa.large_binary())
-            yield from column.to_pylist()
-    except pa.ArrowException as error:
-        raise EOFError(str(error)) from None
+        return scalar.as_py()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _csv(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
@@ -280,26 +300,54 @@ def _csv(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
     if looks_binary(buffered.peek(4096)[:4096]) and not encoding.startswith(_WIDE):
         yield Found(1, None, 0, "binary")
         return
-    lines = io.TextIOWrapper(buffered, encoding=encoding, errors="surrogateescape", newline="")
-    rows = csv.reader(lines, delimiter="\t" if plain.suffix == ".tsv" else ",", strict=True)
+    text = io.TextIOWrapper(buffered, encoding=encoding, errors="surrogateescape", newline="")
+    lines = _Lines(text)
     try:
+        lines.first = text.readline()
+        delimiter = max("\t" if plain.suffix == ".tsv" else ",;\t", key=lambda one: _cells(lines.first, one, how.text))
+        rows = csv.reader(lines, delimiter=delimiter, strict=True)
         header = next(rows, [])
         if header and how.text not in header:
             raise DataError(f"{name} has no column {how.text!r}; it has {', '.join(header)[:200]}: set text:")
         place = header.index(how.text) if header else 0
         for number in itertools.count(2):
+            lines.open = False
             try:
                 cells = next(rows)
             except StopIteration:
                 break
-            except csv.Error as error:  # of this row: the next one begins anew
-                yield Found(number, None, 0, "huge" if "field larger" in str(error) else f"row damaged: {error}"[:120])
+            except csv.Error as error:
+                while lines.open and next(lines, None) is not None:
+                    pass  # what is left of its field would pass for rows
+                why = "huge" if "field larger" in str(error) else f"row damaged: {error}"[:120]
+                yield Found(number, None, 0, why)
                 continue
             yield checked(cells[place] if place < len(cells) else None, number, how)
     except csv.Error as error:
         raise EOFError(f"line {rows.line_num}: {error}") from None
     finally:
-        lines.detach()
+        text.detach()
+
+
+class _Lines:
+    """Lines of a CSV file; `open` tells whether those since it was last set to False leave a quotation open."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self._lines, self.first, self.open = lines, "", False
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line, self.first = self.first or next(self._lines), ""
+        self.open ^= line.count('"') % 2 == 1
+        return line
+
+
+def _cells(line: str, delimiter: str, wanted: str) -> tuple[bool, int]:
+    """Whether a header parted so has the wanted cell, and how many it has."""
+    cells = next(csv.reader([line], delimiter=delimiter), [])
+    return wanted in cells, len(cells)
 
 
 def _warc(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
@@ -329,6 +377,8 @@ def _answer(record: Any, most: int) -> tuple[str, bytes | None]:
     from fastwarc.warc import WarcRecord
 
     raw, kind, data = record.reader.read(record.content_length), "", b""
+    if len(raw) < record.content_length:  # the file ends here
+        return kind, None
     for decode in ("all", "none"):
         copy = WarcRecord()  # of its own: where unpacking fails, the file's other records are still read
         copy.set_bytes_content(raw)

@@ -6,8 +6,9 @@ number of each document of a shard, so that every token leads back to a row.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,22 @@ def open_manifest(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{path} is damaged ({error}); build the corpus again") from None
     check_format(str(path), found.get("format_version") if isinstance(found, dict) else None, 1)
+    if missing := {"sources", "splits", "dtype", "tokenizer", "hash"} - found.keys():
+        raise DataError(f"{path} is damaged ({', '.join(sorted(missing))} missing); build the corpus again")
     return dict(found)
+
+
+def tokens_of(folder: Path, ids: pa.Array) -> I64:
+    """[N] how many tokens documents have by a corpus' ledger, 0 where it does not know them.
+
+    Raises:
+        DataError: the ledger is missing or damaged.
+    """
+    with _ledger(folder) as ledger:
+        known = ledger.read(columns=["id", "tokens"])
+    place = pc.index_in(ids, known.column("id").combine_chunks())
+    found: I64 = known.column("tokens").take(place).fill_null(0).to_numpy()
+    return found
 
 
 def why(folder: Path, id: str) -> dict[str, Any]:
@@ -143,13 +159,13 @@ def why(folder: Path, id: str) -> dict[str, Any]:
     Raises:
         DataError: there is no such document, or several.
     """
-    ledger = _ledger(folder)
-    ids = ledger.read(columns=["id"]).column("id")
-    found = np.flatnonzero(pc.starts_with(ids, id.strip().lower()).to_numpy()) if id.strip() else np.zeros(0, int)
-    if len(found) != 1:
-        many = f"{len(found)} documents begin so; give more of it" if len(found) else "ids are in ledger.parquet"
-        raise DataError(f"{folder}: no one document has the id {id!r}: {many}")
-    return row_of(ledger, int(found[0]))
+    with _ledger(folder) as ledger:
+        ids = ledger.read(columns=["id"]).column("id")
+        found = np.flatnonzero(pc.starts_with(ids, id.strip().lower()).to_numpy()) if id.strip() else np.zeros(0, int)
+        if len(found) != 1:
+            many = f"{len(found)} documents begin so; give more of it" if len(found) else "ids are in ledger.parquet"
+            raise DataError(f"{folder}: no one document has the id {id!r}: {many}")
+        return row_of(ledger, int(found[0]))
 
 
 def row_of(ledger: pq.ParquetFile, number: int) -> dict[str, Any]:
@@ -174,7 +190,8 @@ def trace(folder: Path, shard: str, offset: int) -> dict[str, Any]:
     Returns:
         The document's row of the ledger under "document", the place of the token in it ("token"), and the bytes of
         the cleaned text that it stands for ("bytes": first and end; for the token that ends a document both are the
-        text's end), with the text around.
+        text's end), with the text around. Of a tokenizer that changes what it reads (white space, case) the text is the
+        one that it decodes to.
 
     Raises:
         DataError: no such shard or token.
@@ -193,27 +210,37 @@ def trace(folder: Path, shard: str, offset: int) -> dict[str, Any]:
     first = int(index[place - 1, 0]) if place else 0
     data = np.memmap(folder / entries[0]["file"], "<u2" if manifest["dtype"] == "uint16" else "<u4", "r")
     ids = data[first : int(index[place, 0])].astype(np.int64).tolist()
-    spell = speller(folder / manifest["tokenizer"]["file"])
-    pieces = [spell(one) for one in ids[:-1]] + [b""]
-    begin = sum(map(len, pieces[: offset - first]))
-    whole = b"".join(pieces)
-    end = begin + len(pieces[offset - first])
+    begin, end, whole = _spelled(folder / manifest["tokenizer"]["file"], ids[:-1], offset - first)
     around = whole[max(0, begin - 60) : begin], whole[begin:end], whole[end : end + 60]
+    with _ledger(folder) as ledger:
+        document = row_of(ledger, number)
     return {
         "shard": name,
         "offset": offset,
         "token": offset - first,
         "bytes": [begin, end],
         "text": [part.decode(errors="replace") for part in around],
-        "document": row_of(_ledger(folder), number),
+        "document": document,
     }
 
 
-def speller(path: Path) -> Any:
-    """A function from a token to its bytes, for byte-level tokenizers (others: the UTF-8 of what it decodes to)."""
+def _spelled(path: Path, ids: list[int], place: int) -> tuple[int, int, bytes]:
+    """(first byte, end, all bytes): what the token at `place` stands for, in the text of all."""
     from pando.corpus.tokens import load_tokenizer
 
     made = load_tokenizer(path)
+    if '"ByteLevel"' in json.dumps(json.loads(made.to_str())["decoder"]):
+        spell = speller(made)
+        pieces = [*map(spell, ids), b""]
+        begin = sum(map(len, pieces[:place]))
+        return begin, begin + len(pieces[place]), b"".join(pieces)
+    # how such a token is spelled hangs on those before it
+    begin, end, whole = (made.decode(ids[:up], skip_special_tokens=False).encode() for up in (place, place + 1, None))
+    return len(begin), len(end), whole
+
+
+def speller(made: Any) -> Callable[[int], bytes]:
+    """A function from a token to its bytes, of a byte-level tokenizer."""
     added = {number: token.content for number, token in made.get_added_tokens_decoder().items()}
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     table = {chr(byte): byte for byte in printable}
@@ -222,10 +249,7 @@ def speller(path: Path) -> Any:
     def spell(number: int) -> bytes:
         if number in added:
             return str(added[number]).encode()
-        token = made.id_to_token(number) or ""
-        if all(one in table for one in token):
-            return bytes(table[one] for one in token)
-        return str(made.decode([number])).encode()
+        return bytes(table[one] for one in made.id_to_token(number) or "")
 
     return spell
 
@@ -242,32 +266,35 @@ def counts(folder: Path) -> dict[str, Any]:
     dropped: dict[tuple[str, str], dict[str, list[int]]] = {}
     examples: dict[tuple[str, str], list[dict[str, Any]]] = {}
     masked = dict.fromkeys(_PII, 0)
-    ledger = _ledger(folder)
-    for group in range(ledger.num_row_groups):
-        table = ledger.read_row_group(group, columns=wanted)
-        for kind in _PII:
-            masked[kind] += pc.sum(table.column(f"pii_{kind}").filter(table.column("kept"))).as_py() or 0
-        gone = table.filter(pc.invert(table.column("kept")))
-        for row in gone.select(["source", "stage", "rule", "bytes", "id", "file", "row", "detail"]).to_pylist():
-            key = row["stage"], row["rule"]
-            sums = dropped.setdefault(key, {}).setdefault(row["source"], [0, 0])
-            sums[0] += 1
-            sums[1] += row["bytes"]
-            if len(examples.setdefault(key, [])) < 3:
-                examples[key].append({name: row[name] for name in ("id", "file", "row", "detail")})
+    with _ledger(folder) as ledger:
+        read = ledger.metadata.num_rows
+        for group in range(ledger.num_row_groups):
+            table = ledger.read_row_group(group, columns=wanted)
+            for kind in _PII:
+                masked[kind] += pc.sum(table.column(f"pii_{kind}").filter(table.column("kept"))).as_py() or 0
+            gone = table.filter(pc.invert(table.column("kept")))
+            for row in gone.select(["source", "stage", "rule", "bytes", "id", "file", "row", "detail"]).to_pylist():
+                key = row["stage"], row["rule"]
+                sums = dropped.setdefault(key, {}).setdefault(row["source"], [0, 0])
+                sums[0] += 1
+                sums[1] += row["bytes"]
+                if len(examples.setdefault(key, [])) < 3:
+                    examples[key].append({name: row[name] for name in ("id", "file", "row", "detail")})
     return {
         "manifest": manifest,
         "dropped": dropped,
         "examples": examples,
         "masked": masked,
-        "read": ledger.metadata.num_rows,
+        "read": read,
         "kept": sum(source["documents"] for source in manifest["sources"]),
     }
 
 
-def _ledger(folder: Path) -> pq.ParquetFile:
+@contextlib.contextmanager
+def _ledger(folder: Path) -> Iterator[pq.ParquetFile]:
     try:
-        return pq.ParquetFile(folder / LEDGER, memory_map=True)
+        with pq.ParquetFile(folder / LEDGER, memory_map=True) as ledger:
+            yield ledger
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{folder / LEDGER} cannot be read ({error}); build the corpus again") from None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import glob
+import functools
 import json
 import os
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from pando.corpus.parts import PART_BYTES, READ_SCHEMA, key_of, write_table
 from pando.corpus.readers import CODE, How, documents, format_of
 from pando.corpus.words import digest
 from pando.errors import DataError
-from pando.files import atomic_write, content_hash
+from pando.files import atomic_write, content_hash, matching
 
 _GROUP_BYTES = 8_000_000  # small files are read together
 _HIDDEN = (".", "__pycache__")
@@ -42,7 +42,8 @@ def discover(config: Config, work: Path) -> list[list[list[Input]]]:
         DataError: a pattern of a source names nothing.
     """
     memory = _Memory(work / "inputs.json")
-    own = (work.absolute(), work.absolute().with_suffix(""))  # what is made of the sources is none itself
+    made = Path(os.path.realpath(work))  # what is made of the sources is none itself
+    own = (made, made.with_suffix(""), made.with_suffix(".html"))
     found = [_grouped(_inputs(source, config, memory, own)) for source in config.sources]
     memory.save()
     return found
@@ -99,8 +100,8 @@ def _inputs(source: Source, config: Config, memory: _Memory, own: tuple[Path, ..
         if "://" in pattern:
             listed = [Input(url, url, size, f"{url} {size}") for url, size in engine.list_urls(pattern)]
         else:
-            paths = _matches(config.path(pattern), source)
-            listed = [_local(path, config, memory) for path in paths if not any(map(path.is_relative_to, own))]
+            paths = _matches(config, pattern, source)
+            listed = [_local(path, config, memory) for path in paths if not any(map(_real(path).is_relative_to, own))]
         if not listed:
             raise DataError(
                 f"source {source.name}: {pattern} names no file; check the path (it starts at {config.folder})"
@@ -111,21 +112,31 @@ def _inputs(source: Source, config: Config, memory: _Memory, own: tuple[Path, ..
 
 def _local(path: Path, config: Config, memory: _Memory) -> Input:
     name = os.path.relpath(path, config.folder) if path.is_relative_to(config.folder) else str(path)
+    name = os.fsencode(name).decode("utf-8", "backslashreplace")  # a name need not be UTF-8, the ledger is
     return Input(str(path), name, path.stat().st_size, memory.hash(path))
 
 
-def _matches(pattern: Path, source: Source) -> Iterator[Path]:
-    if pattern.is_dir():
-        for folder, below, names in os.walk(pattern):
+def _real(path: Path) -> Path:
+    """The path of a file with the links of its folders followed."""
+    return _real_folder(path.parent) / path.name
+
+
+@functools.lru_cache(1024)
+def _real_folder(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _matches(config: Config, pattern: str, source: Source) -> Iterator[Path]:
+    found = matching(config.folder, pattern)
+    if len(found) == 1 and found[0].is_dir():
+        for folder, below, names in os.walk(found[0]):
             below[:] = sorted(name for name in below if not name.startswith(_HIDDEN))
             for name in sorted(names):
                 path = Path(folder, name)
                 if not name.startswith(".") and path.is_file() and _wanted(path, source):
                     yield path
     else:
-        for name in sorted(glob.glob(str(pattern), recursive=True)):
-            if os.path.isfile(name):
-                yield Path(name)
+        yield from filter(Path.is_file, found)
 
 
 def _wanted(path: Path, source: Source) -> bool:

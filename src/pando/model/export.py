@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _TURN_END = "<|im_end|>"  # ends an answer where the chat template is ChatML
 CARD = "README.md"
+HF_FILES = ("*.json", "*.safetensors", "*.jinja", CARD)  # names in a folder that is written here
 
 
 def write_base(folder: Path, model: Transformer, tokenizer_folder: Path, card: Card) -> None:

@@ -15,7 +15,11 @@ def summary(manifest: Mapping[str, Any]) -> str:
         f"{name} {_sum(listed, 'tokens')} tokens in {_sum(listed, 'documents')} documents"
         for name, listed in manifest["splits"].items()
     )
-    return f"{_table(_source_rows(manifest))}\n{splits}\n{manifest['hash']}"
+    lines = [_table(_source_rows(manifest)), splits]
+    if "protected" in manifest:
+        items, short = manifest["protected"]["items"], manifest["protected"]["too_short"]
+        lines.append(f"{items:,} items of evaluations were looked for; {short:,} are too short to be")
+    return "\n".join([*lines, manifest["hash"]])
 
 
 def stats(found: Mapping[str, Any]) -> str:
@@ -183,7 +187,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     for row in rows[1:]:
         table.add_row(*row)
     file = io.StringIO()
-    Console(file=file, width=_WIDTH, color_system=None).print(table)
+    Console(file=file, width=_WIDTH, color_system=None, markup=False, emoji=False).print(table)
     return file.getvalue().rstrip()
 
 

@@ -138,7 +138,7 @@ class _Run:
             run = cls(folder, config, shards, place, money, found)
         else:
             start = None
-            replaceable(folder, RUN)  # what else is there is somebody's
+            replaceable(folder, RUN, "*")  # what stands in a folder that is no run is somebody's
             resolved = prepare(given, shards, place, money)
             said = foresee(resolved.config, shards, place, money)
             facts = {"given": given.values, "corpus": shards.hash, "forecast": said.as_dict(), "started": time.time()}
