@@ -22,7 +22,7 @@ from pando.files import atomic_write, content_hash, matching
 
 _GROUP_BYTES = 8_000_000  # small files are read together
 _HIDDEN = (".", "__pycache__")
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
