@@ -40,6 +40,7 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert untied": ("bert", COMMON | {"tie_word_embeddings": False}),
     "roberta": ("roberta", ROBERTA),
     "xlm-roberta": ("xlm-roberta", ROBERTA),
+    "roberta with another activation": ("roberta", ROBERTA | {"hidden_act": "relu"}),
     "modernbert": ("modernbert", MODERN),
     "modernbert with biases": (
         "modernbert", MODERN | {"norm_bias": True, "attention_bias": True, "mlp_bias": True, "classifier_bias": True,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from pando.cli.export import Form, command
 from pando.engine.load import load
 from pando.errors import BaseModelError, PandoError
 from pando.interface import GenerateRequest
@@ -106,8 +108,6 @@ def test_any_base_is_written_again_in_another_dtype(folder: Path, tmp_path: Path
 def test_command_writes_both_forms_and_replaces_only_when_told(
     folder: Path, tmp_path: Path, home: Path, capsys
 ) -> None:
-    from pando.cli.export import Form, command
-
     command(str(folder), Form.gguf, tmp_path / "out" / "m.gguf", "float16", False)
     assert "base as gguf, float16, " in capsys.readouterr().out
     assert open_base(tmp_path / "out" / "m.gguf").identity.licence == "apache-2.0"
@@ -119,6 +119,29 @@ def test_command_writes_both_forms_and_replaces_only_when_told(
     command(str(folder), Form.hf, tmp_path / "hf", "float32", True)
     with pytest.raises(PandoError, match="'int8' cannot be written with --to hf; use float32, float16, bfloat16"):
         command(str(folder), Form.hf, tmp_path / "other", "int8", False)
+
+
+def test_a_sentence_encoder_stays_one(tmp_path: Path, home: Path) -> None:
+    from transformers import AutoConfig, AutoModel
+
+    from tests.model.test_encoders import ENCODERS
+
+    kind, values = ENCODERS["bert"]
+    AutoModel.from_config(AutoConfig.for_model(kind, **values)).save_pretrained(tmp_path / "base")
+    tiny.write_tokenizer(tmp_path / "base")
+    (tmp_path / "base" / "1_Pooling").mkdir()
+    for name, data in {
+        "modules.json": [{"type": "sentence_transformers.models.Transformer"}, {"type": "a.Pooling"}],
+        "1_Pooling/config.json": {"pooling_mode_cls_token": True},
+        "config_sentence_transformers.json": {"prompts": {"query": "query: ", "document": "passage: "}},
+        "sentence_bert_config.json": {"max_seq_length": 64, "do_lower_case": True},
+    }.items():
+        (tmp_path / "base" / name).write_text(json.dumps(data))
+    base = open_base(tmp_path / "base")
+    assert base.embedding.pooling == "first" and base.embedding.query == "query: "
+    for _ in range(2):
+        command(str(base.folder), Form.hf, tmp_path / "out", "float32", True)
+        assert open_base(tmp_path / "out").embedding == base.embedding
 
 
 def test_licence_comes_from_the_card(tmp_path: Path) -> None:

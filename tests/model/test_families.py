@@ -357,3 +357,45 @@ def test_what_is_not_covered_is_named(name: str, switch: dict[str, Any], named: 
     kind, values = CASES[name]
     with pytest.raises(BaseModelError, match=named):
         read_config({"model_type": kind} | values | switch)
+
+
+STRETCHED = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "said"),
+    [
+        ("llama", {"rope_scaling": STRETCHED}, "rope_scaling and rope_parameters are both there and differ"),
+        ("deepseek_v3", {"rope_scaling": STRETCHED}, "rope_scaling and rope_parameters are both there and differ"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not supported"),
+        ("qwen3_moe", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5 is not supp"),
+        ("gpt_neox", {"rope_parameters": None, "rope_theta": 500.0}, "rope_theta = 500.0 is not supported"),
+        ("gpt_neox", {"rope_parameters": None, "partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not"),
+        ("modernbert", {"rope_parameters": None, "rope_scaling": STRETCHED}, "rope_scaling = .* is not supported"),
+        ("gemma3_text", {"attn_logit_softcapping": 0.5}, "attn_logit_softcapping = 0.5 is not supported"),
+        ("t5", {"dense_act_fn": "gelu"}, "dense_act_fn = 'gelu' is not supported"),
+        ("llama", {"hidden_size": 10**400}, "hidden_size is 1000000.*expected a whole number"),
+        ("llama", {"rms_norm_eps": 10**400}, "rms_norm_eps is 1000000.*expected a number above 0"),
+    ],
+)
+def test_what_transformers_reads_otherwise_is_refused(kind: str, more: dict[str, Any], said: str) -> None:
+    from transformers import AutoConfig
+
+    hf = AutoConfig.for_model(kind).to_dict()
+    assert read_config(hf).family
+    with pytest.raises(BaseModelError, match=said):
+        read_config(hf | more)
+
+
+def test_two_names_of_the_same_positions_are_one(tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    hf = AutoConfig.for_model("llama").to_dict()
+    assert read_config(hf | {"rope_scaling": hf["rope_parameters"]}) == read_config(hf)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": 1' + "0" * 5000 + "}"], ids=["deep", "long"])
+def test_a_hostile_config_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(BaseModelError, match=r"config\.json is not valid JSON"):
+        read_json(tmp_path / "config.json")

@@ -51,6 +51,11 @@ def test_what_cannot_be_is_named(shape, experts: int, top_k: int, said: str) -> 
         mixture_config(shape, experts, top_k)
 
 
+def test_a_mixture_is_no_dense_base() -> None:
+    with pytest.raises(BaseModelError, match="this mixtral is a mixture already; name a dense base"):
+        mixture_config(mixture_config(tiny.config(), 4, 2), 4, 2)
+
+
 def test_windows_that_the_mixture_lacks_are_refused() -> None:
     shape = tiny.config(family="qwen3")
     layer = shape.layers[0]

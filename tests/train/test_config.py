@@ -39,6 +39,8 @@ def _given(folder: Path, text: str) -> object:
         ("budget: {hours: 1, usd: 2}", 1, "budget.usd: give hours or usd, not both"),
         ("budget: 3", 1, "budget: must be a mapping of hours, usd"),
         ("tokens: many", 1, "tokens: must be a number, not 'many'"),
+        ("seed: 1" + "0" * 400, 1, "seed: must be a number, not 1000"),
+        ("machine: {threads: 1000000000}", 1, "machine.threads: must be at most 4096"),
         ("tokens: 1.5", 1, "tokens: must be a whole number, not 1.5"),
         ("model:\n  depth: 0", 2, "model.depth: must be at least 1"),
         ("model: {family: gpt9}", 1, "model.family: 'gpt9' is not one of deepseek_v3, llama, modernbert, qwen3, t5"),
@@ -104,6 +106,11 @@ def test_a_budget_becomes_size_and_tokens(tmp_path: Path) -> None:
     assert 0.5 < used / 3.6e14 < 1.5
     fixed = resolve(_given(tmp_path, "budget: {hours: 1}\ntokens: 10m"), CORPUS, lambda: 1e11, 0.1).config  # type: ignore[arg-type]
     assert 0.5 < 6 * model_config(fixed, 8192).parameters * 10_000_000 / 3.6e14 < 1.5
+    few = resolve(_given(tmp_path, "budget: {hours: 0.0005}"), CORPUS, lambda: 1e8, 0.1)  # type: ignore[arg-type]
+    assert few.config.steps < 600 and not any("at least 600" in note or "about 0m" in note for note in few.notes)
+    assert any(
+        "at least 600 steps" in note for note in resolve(_given(tmp_path, "size: 4m"), CORPUS, lambda: 1e11, 0.1).notes
+    )  # type: ignore[arg-type]
     with pytest.raises(PandoError, match=r"budget.usd: this machine costs nothing"):
         resolve(_given(tmp_path, "budget: {usd: 1}"), CORPUS, lambda: 1e11, 0.0)  # type: ignore[arg-type]
 

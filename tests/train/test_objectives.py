@@ -283,6 +283,7 @@ def test_mixture_draws_by_weight_and_source(tmp_path: Path) -> None:
         ({"masked": {"whole_words": "yes"}}, "whole_words is 'yes'"),
         ({"span": {"rate": 0}}, r"objectives\.span: rate is 0"),
         ({"span": {"mean_length": 0.5}}, "mean_length is 0.5"),
+        ({"span": {"mean_length": float("inf")}}, "mean_length is inf"),
         ({"fim": {"spm": -1}}, r"objectives\.fim: spm is -1"),
         ({"causal": {"sources": [{"name": "web"}]}}, r"objectives\.causal: sources .* are none of the corpus"),
         ({"causal": {"sources": ["talk"]}}, "objectives: none takes the source plain"),

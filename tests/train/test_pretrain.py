@@ -196,7 +196,43 @@ def test_a_changed_corpus_or_config_is_one_line(config: Path, shards: Shards, tm
     assert _run(config, shards, tmp_path / "run", resume=True).finished
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "missing", "facts"])
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("log.jsonl", None, r"log\.jsonl:4 is damaged: take the line out"),
+        ("log.jsonl", b'{"kind": "start", "step": 0}\n\xff\xff\n', r"log\.jsonl is damaged .* take the line out"),
+        ("billed.json", b"", r"billed\.json is damaged: remove it"),
+        ("run.json", b'{"format_version": 1}', r"run\.json is damaged .corpus and given missing.: name another folder"),
+    ],
+)
+def test_a_damaged_record_is_one_line(
+    config: Path, shards: Shards, tmp_path: Path, name: str, data: bytes | None, said: str
+) -> None:
+    from pando.train.runs import read_runs
+
+    outcome = _run(config, shards, tmp_path / "run")
+    note_billed(outcome)
+    file = tmp_path / "run" / name
+    if data is None:
+        lines = file.read_bytes().splitlines(keepends=True)
+        data = b"".join([*lines[:3], lines[3][:9] + b"\n", *lines[4:]])
+    file.write_bytes(data)
+    with pytest.raises(PandoError, match=said):
+        _run(config, shards, tmp_path / "run", resume=True)
+    if name != "billed.json":
+        with pytest.raises(PandoError, match=said):
+            read_runs([tmp_path / "run"])
+
+
+def test_a_tokenizer_that_no_base_could_have_is_told_at_once(config: Path, shards: Shards, tmp_path: Path) -> None:
+    shutil.copytree(shards.folder, tmp_path / "corpus")
+    (tmp_path / "corpus" / "tokenizer_config.json").write_text("{")
+    with pytest.raises(PandoError, match=r"tokenizer of .*corpus cannot be used: .*; build the corpus again"):
+        _run(config, open_shards(tmp_path / "corpus"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "missing", "facts", "bare"])
 def test_a_damaged_checkpoint_is_named_with_the_one_to_go_on_from(
     config: Path, shards: Shards, tmp_path: Path, damage: str
 ) -> None:
@@ -207,6 +243,8 @@ def test_a_damaged_checkpoint_is_named_with_the_one_to_go_on_from(
     data = bytearray(file.read_bytes())
     if damage == "missing":
         file.unlink()
+    elif damage == "bare":
+        (newest / checkpoint.FACTS).write_text('{"format_version": 1, "files": {}}')
     elif damage == "changed":
         data[len(data) // 2] ^= 1
         file.write_bytes(data)
@@ -319,6 +357,10 @@ def test_a_table_of_contents_that_would_run_code_is_refused(tmp_path: Path) -> N
 def test_too_little_memory_is_one_line() -> None:
     with pytest.raises(PandoError, match=r"set machine\.micro_rows"), joined("cpu"):
         raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(PandoError, match="memory of the machine does not suffice"), joined("cpu"):
+        torch.empty(1 << 60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="another"), joined("cpu"):
+        raise RuntimeError("another")
 
 
 def test_a_spike_is_skipped_and_the_run_goes_on(shards: Shards) -> None:

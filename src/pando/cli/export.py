@@ -48,7 +48,7 @@ def command(
     if to is Form.hf:
         out = replaceable(out, "config.json", *HF_FILES)
         write_hf(source, out, dtype)
-        size = sum(path.stat().st_size for path in out.iterdir())
+        size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_gguf(source, out, dtype, licence_of(source))

@@ -49,6 +49,7 @@ def command(
     threads = given.values.get("machine.threads") or settings.threads
     if threads:
         torch.set_num_threads(threads)
+    answers = _answers(given)
     with joined(given.values.get("machine.device", "auto")) as place:
         money = Money(settings.machine_usd_per_hour, place.machines)
         if plan:
@@ -58,7 +59,7 @@ def command(
                 _print_plan(said, resolved.notes, as_json)
             return
         folder = out or Path("runs") / (config.stem if config.stem != "pretrain" else config.absolute().parent.name)
-        hooks = _Hooks(shards, _answers(given))
+        hooks = _Hooks(shards, answers)
         outcome = pretrain(config, shards, folder, place, money, resume=resume, hooks=hooks, quiet=as_json)
         if place.first:
             if not outcome.closed:

@@ -15,7 +15,7 @@ def command(
     out: Annotated[Path, typer.Option(help="Folder of the mixture.", show_default=False)],
     experts: Annotated[int, typer.Option(help="Experts of each layer.")] = 8,
     top_k: Annotated[int, typer.Option(help="Experts that a token goes to.")] = 2,
-    seed: Annotated[int, typer.Option(help="Of the routers' weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the routers' weights.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace what is at --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

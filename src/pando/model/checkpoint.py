@@ -37,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BaseModelError(f"{path} does not exist: {path.parent} is not a whole model folder") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BaseModelError(f"{path} is not valid JSON ({error}); fetch the model again") from None
     if not isinstance(found, dict):
         raise BaseModelError(f"{path} does not hold a JSON object; fetch the model again")

@@ -12,6 +12,8 @@ from typing import Literal
 
 EXACT = "router.bias"  # ends the names of parameters that stay float32: balancing moves it by less than bfloat16 tells
 
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -155,7 +157,7 @@ class MlpConfig:
     """Feed-forward layer: down(act(gate(x)) * up(x)) where gated (SwiGLU, arXiv 2002.05202), else down(act(up(x)))."""
 
     hidden: int
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
+    activation: Activation = "silu"
     bias: bool = False
     gated: bool = True
 
@@ -196,7 +198,7 @@ class ExpertsConfig:
     count: int
     hidden: int
     router: RouterConfig
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
+    activation: Activation = "silu"
     shared: int = 0
     shared_gate: bool = False
 
@@ -259,7 +261,7 @@ class HeadConfig:
         dense_bias: whether the dense layer has one. bias: whether the logits have.
     """
 
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "gelu"
+    activation: Activation = "gelu"
     dense_bias: bool = True
     bias: bool = True
 

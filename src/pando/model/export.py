@@ -12,6 +12,7 @@ from pando.files import atomic_dir
 from pando.model.base import BaseModel
 from pando.model.card import Card
 from pando.model.checkpoint import read_json, save_model
+from pando.model.sentence import FILES as SENTENCE_FILES
 from pando.model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _TURN_END = "<|im_end|>"  # ends an answer where the chat template is ChatML
 CARD = "README.md"
-HF_FILES = ("*.json", "*.safetensors", "*.jinja", CARD)  # names in a folder that is written here
+HF_FILES = ("*.json", "*.safetensors", "*.jinja", "1_Pooling", CARD)  # names in a folder that is written here
 
 
 def write_base(folder: Path, model: Transformer, tokenizer_folder: Path, card: Card) -> None:
@@ -73,7 +74,8 @@ def write_hf(base: BaseModel, folder: Path, dtype: str = "float32") -> None:
 
 
 def write_like(base: BaseModel, folder: Path, model: Transformer, card: str | None) -> None:
-    """Writes a model made of a base as a Hugging Face folder, with the base's tokenizer and token ids as they are.
+    """Writes a model made of a base as a Hugging Face folder, with the base's tokenizer, token ids and (of a sentence
+    encoder) pooling and prompts as they are.
 
     Raises:
         PandoError: the folder cannot be written; what was there stays.
@@ -81,6 +83,9 @@ def write_like(base: BaseModel, folder: Path, model: Transformer, card: str | No
     with atomic_dir(folder) as new:
         save_model(model, new, copied_ids(base))
         copy_tokenizer(base.folder, new)
+        for name in filter(lambda name: (base.folder / name).is_file(), SENTENCE_FILES):
+            (new / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(base.folder / name, new / name)
         if card is not None:
             (new / CARD).write_text(card, encoding="utf-8")
 

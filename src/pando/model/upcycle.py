@@ -24,6 +24,8 @@ def mixture_config(config: ModelConfig, experts: int, top_k: int) -> ModelConfig
     Raises:
         BaseModelError: its family, or a switch of it, has no mixture that is covered.
     """
+    if any(isinstance(layer.mlp, ExpertsConfig) for layer in config.layers):
+        raise BaseModelError(f"this {config.family} is a mixture already; name a dense base")
     called = family(config.family).mixture
     if called in (None, config.family):
         known = ", ".join(families_where(lambda one: one.mixture not in (None, one.name)))

@@ -26,7 +26,8 @@ _LEAST: dict[str, float] = {
     "sequence": 8, "model.top_k": 1, "keep.last": 1, "watch.sample_tokens": 1, "optim.momentum_steps": 0,
     "optim.epsilon": 1e-30, "optim.spike_window": 2, "model.groups": 1, "model.top_groups": 1,
 }  # fmt: skip
-_MOST = {"seed": 2**63 - 1}
+_MOST = {"seed": 2**63 - 1, "machine.threads": 4096}
+_LARGEST = 1e300
 _BELOW_ONE = {"optim.momentum", "optim.second_beta", "optim.beta1", "optim.beta2"}
 _SHARES = {"optim.warmup", "optim.decay", "optim.final"}
 _OF_EXPERTS = ("experts", "top_k", "shared_experts", "expert_hidden", "groups", "top_groups", "dense_layers")
@@ -118,8 +119,8 @@ def _typed(hint: Any, value: Any, name: str, wrong: Any) -> Any:
 
 def _number(kind: Any, value: Any, name: str, wrong: Any) -> Any:
     value = parse_count(value) if isinstance(value, str) else value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise wrong(f"must be a number, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -_LARGEST < value < _LARGEST:
+        raise wrong(f"must be a number, not {repr(value)[:80]}")
     if kind is int and value != int(value):
         raise wrong(f"must be a whole number, not {value!r}")
     least = _LEAST.get(name, 0)

@@ -81,7 +81,8 @@ def resolve(given: Given, corpus: CorpusFacts, flops: Callable[[], float], usd_p
         # 6 N T = C, with T = 12 N where it is open
         given_tokens = values.get("tokens")
         wanted = compute / (6 * given_tokens) if given_tokens else math.sqrt(compute / (6 * TOKENS_PER_WEIGHT))
-        notes.append(f"budget: {hours:g} h are {compute:.2e} FLOPs, best spent on about {wanted / 1e6:.1f}m weights")
+        best = "" if values.get("base") is not None else f", best spent on about {wanted / 1e6:.3g}m weights"
+        notes.append(f"budget: {hours:g} h are {compute:.2e} FLOPs{best}")
     if values.get("base") is not None:
         values["base"] = located(given)
         model = model_config(build(values), corpus.vocab_size)
@@ -103,7 +104,9 @@ def resolve(given: Given, corpus: CorpusFacts, flops: Callable[[], float], usd_p
         notes.append(note)
     if "batch" not in values:
         values["batch"] = best_batch(values["tokens"], build(values).sequence)
-        notes.append(f"batch: {values['batch']:,} tokens a step (Power Lines; at least {LEAST_STEPS} steps)")
+        many = values["tokens"] >= LEAST_STEPS * values["batch"]
+        steps = f"; at least {LEAST_STEPS} steps" if many else ", one row at least"
+        notes.append(f"batch: {values['batch']:,} tokens a step (Power Lines{steps})")
     if values["batch"] % (sequence := build(values).sequence) and values["batch"] > sequence:
         whole = values["batch"] // sequence * sequence
         notes.append(f"batch: {whole:,} tokens a step, whole rows of {sequence} of the {values['batch']:,} asked for")

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pando.errors import PandoError
 from pando.files import atomic_write, read_lines
 
 NAME = "log.jsonl"
@@ -34,8 +35,7 @@ class Log:
     def __init__(self, path: Path, step: int = 0) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept, self.dropped = [], 0.0
-        for line in read_lines(path):
-            record = json.loads(line)
+        for line, record in _records(path):
             if record["step"] <= step and not (record["kind"] == "step" and record["step"] >= step):
                 kept.append(line)
             else:
@@ -55,8 +55,29 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a log; none if there is no such file."""
-    return [json.loads(line) for line in read_lines(path)]
+    """All whole lines of a log; none if there is no such file.
+
+    Raises:
+        PandoError: one is damaged; names it.
+    """
+    return [record for _, record in _records(path)]
+
+
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each line as it stands, and what it says."""
+    try:
+        lines = read_lines(path)
+    except UnicodeDecodeError as error:
+        raise PandoError(f"{path} is damaged ({error}): take the line out and try again") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            known = isinstance(record["kind"], str) and isinstance(record["step"], int)
+        except (ValueError, KeyError, TypeError):
+            known = False
+        if not known:
+            raise PandoError(f"{path}:{number} is damaged: take the line out and try again")
+        yield line, record
 
 
 class Watcher:

@@ -120,10 +120,13 @@ def joined(device: str = "auto") -> Iterator[Place]:
             yield Place(rank, world, place, init_device_mesh(device, (world,)))
         finally:
             dist.destroy_process_group()
-    except torch.OutOfMemoryError:
-        raise PandoError(
-            "the memory of the GPU is full: set machine.micro_rows to fewer rows, or machine.recompute: true"
-        ) from None
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise PandoError(
+                f"the memory of the {'GPU' if device == 'cuda' else 'machine'} does not suffice: take a smaller size, "
+                "set machine.micro_rows to fewer rows, or machine.recompute: true"
+            ) from None
+        raise
 
 
 def keep_freed_memory() -> None:

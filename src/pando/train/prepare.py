@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from pando.errors import BaseModelError, DataError
 from pando.model.base import open_base
 from pando.model.checkpoint import read_json
+from pando.model.tokenizer import Tokenizer
 from pando.train import plan
 from pando.train.config import PretrainConfig
 from pando.train.configfile import Given, located
@@ -49,7 +51,12 @@ def prepare(given: Given, shards: Shards, place: Place, money: Money) -> Resolve
     Raises:
         ConfigError: what is given does not go together, or the corpus has another tokenizer than the base.
         BaseModelError: the base cannot be used.
+        DataError: the corpus' tokenizer cannot be.
     """
+    try:
+        Tokenizer(shards.folder)  # the base that the run leaves needs it
+    except BaseModelError as error:
+        raise DataError(f"the tokenizer of {shards.folder} cannot be used: {error}; build the corpus again") from None
     if given.values.get("base") is not None:
         _check_tokenizer(given, shards)
     number = plan.choose_number(given.values.get("machine.number", "auto"), place.device, fastest_dtype)

@@ -52,6 +52,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     except (ValueError, AttributeError) as error:
         raise PandoError(f"{path} is damaged ({error}): name another folder") from None
     check_format(str(path), version, FORMAT)
+    if missing := {"given", "corpus"} - found.keys():
+        raise PandoError(f"{path} is damaged ({' and '.join(sorted(missing))} missing): name another folder")
     return found
 
 
@@ -61,12 +63,20 @@ def write_run(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def billed(folder: Path) -> dict[str, Any]:
-    """What of a run is in the ledger: seconds, US dollars, tokens, and whether it is as a finished one."""
+    """What of a run is in the ledger: seconds, US dollars, tokens, and whether it is as a finished one.
+
+    Raises:
+        PandoError: the note of it is damaged.
+    """
+    nothing: dict[str, Any] = {"seconds": 0.0, "usd": 0.0, "tokens": 0, "finished": False}
+    path = folder / BILLED
     try:
-        found: dict[str, Any] = json.loads((folder / BILLED).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {name: found[name] for name in nothing}
     except FileNotFoundError:
-        return {"seconds": 0.0, "usd": 0.0, "tokens": 0, "finished": False}
-    return found
+        return nothing
+    except (ValueError, KeyError, TypeError):
+        raise PandoError(f"{path} is damaged: remove it, and the ledger counts the run from its beginning") from None
 
 
 def note_billed(outcome: Outcome) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pando.model.config import HeadConfig, LayerConfig, ModelConfig, NormConfig
+from pando.model.config import Activation, HeadConfig, LayerConfig, ModelConfig, NormConfig
 from pando.model.families import Family, Gguf
 from pando.model.families.decoder import finish, names, read_shape, write_decoder
 from pando.model.families.decoder_gguf import read_gguf_as_hf
@@ -76,8 +76,11 @@ def encoder_switches(hf: dict[str, Any]) -> Switches:
     return switches
 
 
-def read_encoder(switches: Switches, family: str, hf: dict[str, Any], position_offset: int = 0) -> ModelConfig:
-    """An encoder of this kind; it has a head if it was saved as one for masked tokens."""
+def read_encoder(
+    switches: Switches, family: str, hf: dict[str, Any], position_offset: int = 0, head: Activation | None = None
+) -> ModelConfig:
+    """An encoder of this kind; it has a head if it was saved as one for masked tokens, whose activation is `head`, else
+    that of the layers."""
     shape = read_shape(switches, 512)
     layer = LayerConfig(
         shape.attention(None, bias=True, out_bias=True), shape.mlp(bias=True, gated=False), order="after"
@@ -100,7 +103,7 @@ def read_encoder(switches: Switches, family: str, hf: dict[str, Any], position_o
         embed_norm=True,
         final_norm=False,
         both_ways=True,
-        head=HeadConfig(shape.activation) if predicts else None,
+        head=HeadConfig(head or shape.activation) if predicts else None,
         predicts=predicts,
         judges=judges,
     )

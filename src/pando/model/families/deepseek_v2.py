@@ -23,7 +23,7 @@ from pando.model.config import (
 from pando.model.families import Family
 from pando.model.families.decoder import HF_ENDS, MOE_SITES, Shape, finish, hf_experts, names, read_shape, write_decoder
 from pando.model.families.deepseek_gguf import deepseek_gguf
-from pando.model.families.reading import Switches, read_rope
+from pando.model.families.reading import Switches, read_rope, rope_part
 
 _SITES = MOE_SITES | {
     "attention.q_a": "self_attn.q_a_proj",
@@ -47,7 +47,7 @@ def read_latent(switches: Switches, shape: Shape) -> AttentionConfig:
     latent = LatentConfig(switches.integer("kv_lora_rank", 512), rope_dim, value_dim, rank)
     interleaved = switches.flag("rope_interleave", True)
     scale = (plain + rope_dim) ** -0.5
-    part = switches.part("rope_parameters") or switches.part("rope_scaling")
+    part = rope_part(switches)
     if part is not None and part.has("factor") and part.maybe("mscale_all_dim"):
         scale *= (0.1 * part.number("mscale_all_dim") * math.log(part.number("factor")) + 1.0) ** 2
     rope = replace(read_rope(switches, rope_dim, shape.context_length), interleaved=interleaved)

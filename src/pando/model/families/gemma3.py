@@ -26,7 +26,8 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
     ropes = read_ropes(switches, shape.head_dim, shape.context_length, _KINDS)
     every = switches.integer("sliding_window_pattern", 6)
     bias, scale = switches.flag("attention_bias", False), gemma_scale(switches)
-    common = {"bias": bias, "out_bias": bias, "scale": scale, "softcap": switches.maybe("attn_logit_softcapping")}
+    switches.only("attn_logit_softcapping", None)  # Gemma 2 has it
+    common: dict[str, Any] = {"bias": bias, "out_bias": bias, "scale": scale}
     layers = []
     for window in read_windows(switches, shape.depth, lambda layer: (layer + 1) % every != 0):
         rope = ropes[FULL if window is None else SLIDING]

@@ -32,6 +32,8 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
     switches.ignore("hidden_dropout", "classifier_dropout", "is_decoder")  # of training
     shape = read_shape(switches)
     theta, share = switches.number("rotary_emb_base", 10_000.0), switches.number("rotary_pct", 0.25)
+    switches.only("rope_theta", theta)  # it has names of its own for both
+    switches.only("partial_rotary_factor", share)
     rope = read_rope(switches, shape.head_dim, shape.context_length, theta, share)
     bias = switches.flag("attention_bias", True)
     layer = LayerConfig(

@@ -63,6 +63,7 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
     switches.ignore("layer_norm_eps")  # written besides `norm_eps`, which counts
     switches.only("position_embedding_type", "absolute")  # written by mistake
     shape = read_shape(switches, 8192, activation="hidden_activation")
+    switches.only("rope_scaling", None)  # transformers stretches local layers too, where it stands here
     ropes = read_ropes(switches, shape.head_dim, shape.context_length, _KINDS)
     reach = switches.integer("local_attention", 128) // 2 + 1
     every = switches.integer("global_attn_every_n_layers", 3)

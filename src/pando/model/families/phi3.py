@@ -36,7 +36,7 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
     switches = Switches(hf)
     switches.ignore("resid_pdrop", "embd_pdrop", "original_max_position_embeddings")  # of training and "longrope"
     shape = read_shape(switches, 4096)
-    rope = read_rope(switches, shape.head_dim, shape.context_length)
+    rope = read_rope(switches, shape.head_dim, shape.context_length, share=1.0)
     window = read_window(switches)
     switches.only("attention_bias", False)
     layer = LayerConfig(shape.attention(rope, window=window), shape.mlp())

@@ -23,6 +23,7 @@ _HARMLESS = {
     "tie_encoder_decoder", "tokenizer_class", "top_k", "top_p", "torch_dtype", "transformers.js_config",
     "transformers_version", "typical_p", "unsloth_fixed", "unsloth_version", "use_cache", "use_return_dict",
 }  # fmt: skip
+_MOST = 2**53  # beyond, numbers are no longer exact
 _OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
 
 
@@ -52,7 +53,7 @@ class Switches:
     def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
         """A whole number of at least `least`."""
         value = self._get(key, default)
-        if type(value) is not int or value < least:
+        if type(value) is not int or not least <= value <= _MOST:
             raise self.wrong(key, value, f"a whole number of at least {least}")
         return value
 
@@ -60,7 +61,7 @@ class Switches:
         """A token's number, under the first of the keys that is there."""
         key = next((key for key in keys if self.has(key)), keys[0])
         value = self._get(key)
-        if type(value) is not int or value < 0:
+        if type(value) is not int or not 0 <= value <= _MOST:
             raise self.wrong(key, value, "the number of a token")
         return value
 
@@ -74,7 +75,7 @@ class Switches:
     def number(self, key: str, default: float | None = None) -> float:
         """A finite number above 0."""
         value = self._get(key, default)
-        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+        if type(value) not in (int, float) or not 0 < value <= _MOST:
             raise self.wrong(key, value, "a number above 0")
         return float(value)
 
@@ -124,6 +125,11 @@ class Switches:
             raise self.wrong(key, value, "an object")
         return Switches(value, f"{self._what}: {key}")
 
+    def same(self, other: Switches) -> bool:
+        """Whether both say the same, null being the same as nothing."""
+        one, two = ({k: v for k, v in each._values.items() if v is not None} for each in (self, other))
+        return one == two
+
     def close(self) -> None:
         """Refuses keys that nobody read, are not known to be harmless, and are not switched off."""
         for key, value in self._values.items():
@@ -135,7 +141,8 @@ class Switches:
 
     def wrong(self, key: str, value: Any, expected: str) -> BaseModelError:
         """The error for a value that cannot be."""
-        found = "is missing" if value is None else f"is {value!r}"
+        told = repr(value)
+        found = "is missing" if value is None else f"is {told if len(told) <= 200 else told[:200] + '...'}"
         return BaseModelError(f"{self._what}: {self._called.get(key, key)} {found}; expected {expected}")
 
     def _get(self, key: str, default: Any = None) -> Any:
@@ -158,20 +165,40 @@ def architectures(hf: Mapping[str, Any]) -> list[str]:
 
 
 def read_rope(
-    switches: Switches, head_dim: int, context_length: int, theta: float = 10_000.0, share: float = 1.0
+    switches: Switches, head_dim: int, context_length: int, theta: float = 10_000.0, share: float | None = None
 ) -> RopeConfig:
     """Rotary settings, of transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`).
 
     Args:
-        theta, share: base of the frequencies and turned share of a head, where the config does not say.
+        theta, share: base of the frequencies and turned share of a head, where the config does not say. Without a share
+            the family turns whole heads, and a config that says otherwise is refused.
+    """
+    part = rope_part(switches)
+    theta, share = switches.number("rope_theta", theta), _share(switches, share)
+    if part is None:
+        return RopeConfig(int(head_dim * (share or 1.0)), theta)
+    return _rope(part, head_dim, context_length, theta, share)
+
+
+def rope_part(switches: Switches) -> Switches | None:
+    """What the config says of positions in `rope_parameters` or `rope_scaling`.
+
+    Raises:
+        BaseModelError: both are there and differ: which of them counts, programs do not agree on.
     """
     new, old = switches.part("rope_parameters"), switches.part("rope_scaling")
-    theta = switches.number("rope_theta", theta)
-    share = switches.number("partial_rotary_factor", share)
-    part = new or old
-    if part is None:
-        return RopeConfig(int(head_dim * share), theta)
-    return _rope(part, head_dim, context_length, theta, share)
+    if new is not None and old is not None and not new.same(old):
+        raise BaseModelError(
+            "config.json: rope_scaling and rope_parameters are both there and differ; keep the one that is meant"
+        )
+    return new or old
+
+
+def _share(switches: Switches, usual: float | None) -> float | None:
+    if usual is not None:
+        return switches.number("partial_rotary_factor", usual)
+    switches.only("partial_rotary_factor", 1.0)
+    return None
 
 
 def read_ropes(
@@ -182,23 +209,24 @@ def read_ropes(
     Args:
         kinds: kind of layer -> the switch of its base in transformers 4, and what that is where nothing is said.
     """
+    rope_part(switches)  # not both
     new, old = switches.part("rope_parameters"), switches.part("rope_scaling")
     found = {}
     for kind, (switch, usual) in kinds.items():
         theta = switches.number(switch, usual)
         part = new.part(kind) if new is not None else old if kind == "full_attention" else None
         plain = RopeConfig(head_dim, theta)
-        found[kind] = plain if part is None else _rope(part, head_dim, context_length, theta, 1.0)
+        found[kind] = plain if part is None else _rope(part, head_dim, context_length, theta, None)
     if new is not None:
         new.close()
     return found
 
 
-def _rope(part: Switches, head_dim: int, context_length: int, theta: float, share: float) -> RopeConfig:
-    theta, share = part.number("rope_theta", theta), part.number("partial_rotary_factor", share)
+def _rope(part: Switches, head_dim: int, context_length: int, theta: float, share: float | None) -> RopeConfig:
+    theta, share = part.number("rope_theta", theta), _share(part, share)
     scaling = _scaling(part, context_length)
     part.close()
-    return RopeConfig(int(head_dim * share), theta, scaling)
+    return RopeConfig(int(head_dim * (share or 1.0)), theta, scaling)
 
 
 def _scaling(part: Switches, context_length: int) -> RopeScaling | None:

@@ -26,7 +26,7 @@ _CLASSES = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta"}
 def _config(hf: dict[str, Any]) -> ModelConfig:
     switches = encoder_switches(hf)
     switches.only("pad_token_id", _OFFSET - 1)
-    return read_encoder(switches, str(hf["model_type"]), hf, _OFFSET)
+    return read_encoder(switches, str(hf["model_type"]), hf, _OFFSET, head="gelu")
 
 
 FAMILY = Family(

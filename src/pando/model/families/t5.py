@@ -16,6 +16,7 @@ from pando.model.families.decoder import Shape, checked, names
 from pando.model.families.reading import Switches
 
 _ACTIVATIONS = {"relu": ("relu", False), "gated-gelu": ("gelu_tanh", True), "gated-silu": ("silu", True)}
+_CALLED = {"relu": ("relu",), "gelu_tanh": ("gelu_new", "gelu_pytorch_tanh"), "silu": ("silu", "swish")}
 _CONTEXT = 512  # the length that all of these were pretrained with; files seldom say it
 _CLASSES = {"t5": "T5ForConditionalGeneration", "mt5": "MT5ForConditionalGeneration"}
 _MLP = {"mlp.up": "DenseReluDense.wi", "mlp.down": "DenseReluDense.wo"}
@@ -30,7 +31,7 @@ def _config(hf: dict[str, Any]) -> ModelConfig:
     switches.only("is_decoder", False)
     activation, gated = switches.choice("feed_forward_proj", _ACTIVATIONS, "relu")
     switches.only("is_gated_act", gated)
-    switches.ignore("dense_act_fn")  # said by the one before
+    switches.only("dense_act_fn", *_CALLED[activation])  # transformers goes by this one
     kind = str(hf["model_type"])
     heads, head_dim = switches.integer("num_heads"), switches.integer("d_kv", 64)
     relative = RelativeConfig(

@@ -6,6 +6,7 @@ model: what is read sees itself both ways, what is written sees all that was rea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ class Span:
     def __init__(self, tokenizer: Tokenizer, end: int, *, rate: float = 0.15, mean_length: float = 3.0) -> None:
         if type(rate) is not float or not 0 < rate < 1:
             raise PandoError(f"objectives.span: rate is {rate!r}; expected a share between 0 and 1")
-        if type(mean_length) not in (int, float) or not mean_length >= 1:
+        if type(mean_length) not in (int, float) or not 1 <= mean_length < math.inf:
             raise PandoError(f"objectives.span: mean_length is {mean_length!r}; expected at least 1 token")
         self._end, self._rate, self._mean = end, rate, mean_length
         form = next((one for one in SENTINELS if tokenizer.token_to_id(one.format(0)) is not None), SENTINEL)
