@@ -240,7 +240,7 @@ def load_config(path: str | Path, changes: Sequence[str] = ()) -> Config:
     values, locate = read_yaml(path, "a corpus file", begin, CorpusFileError)
     for change in changes:
         _apply(values, change)
-    for name in _HIDDEN & values.keys():
+    for name in sorted(_HIDDEN & values.keys()):
         raise CorpusFileError(f"{path}:{locate([name])}: {name}: {_words({'type': 'extra_forbidden'}, [name])}")
     if isinstance(values.get("stages"), Mapping):
         values["stages"] = {name: {} if part is None else part for name, part in values["stages"].items()}

@@ -324,7 +324,7 @@ def _csv(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
                 continue
             yield checked(cells[place] if place < len(cells) else None, number, how)
     except csv.Error as error:
-        raise EOFError(f"line {rows.line_num}: {error}") from None
+        raise EOFError(f"header: {error}") from None
     finally:
         text.detach()
 
