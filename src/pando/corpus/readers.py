@@ -9,7 +9,6 @@ import gzip
 import io
 import itertools
 import json
-import re
 import shutil
 import tempfile
 import zlib
@@ -19,6 +18,7 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from pando.corpus.chat import chat_text
+from pando.corpus.pages import html_text
 from pando.errors import DataError
 
 PACKINGS = {".gz": "gzip", ".zst": "zstd"}
@@ -45,8 +45,6 @@ CODE = frozenset((
 ))  # fmt: skip
 _CONTROL = bytes(set(range(32)) - {9, 10, 12, 13, 27})
 _UNREADABLE = (OSError, EOFError, zlib.error, UnicodeError)
-_TAG = re.compile(r"<(?!(?:area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr)\b)(/?)[a-zA-Z]")
-_DEEPEST = 500  # elements within each other
 _WIDE = ("utf-16", "utf-32")  # whose bytes look binary
 
 
@@ -180,24 +178,6 @@ def _html(file: BinaryIO, name: str, how: How) -> Iterator[Found]:
         return
     found = checked(html_text(data), 1, how) if data.strip() else Found(1, None, 0, "empty")
     yield Found(1, found.text, len(data), found.problem)
-
-
-def html_text(data: bytes) -> str:
-    """The text of a page, without menus and other boilerplate (resiliparse); all of it where elements are nested deeper
-    than any page of use, for telling boilerplate takes the square of the depth.
-
-    Raises:
-        DataError: the extra `[corpus]` is not installed.
-    """
-    try:
-        from resiliparse.extract.html2text import extract_plain_text
-        from resiliparse.parse.encoding import bytes_to_str, detect_encoding
-        from resiliparse.parse.html import HTMLTree
-    except ImportError:
-        raise DataError("HTML needs resiliparse: install pando-fm[corpus]") from None
-    tree = HTMLTree.parse(bytes_to_str(data, detect_encoding(data) or "utf-8"))
-    depth = itertools.accumulate(-1 if end else 1 for end in _TAG.findall(str(tree)))  # as written out, all are closed
-    return str(extract_plain_text(tree, main_content=max(depth, default=0) <= _DEEPEST)).strip()
 
 
 def _lines(file: BinaryIO, most: int) -> Iterator[tuple[int, bytes | None, int]]:
