@@ -31,11 +31,13 @@ class SkinError(PandoError):
 
 
 class RequestError(PandoError):
-    """A request that the model cannot answer; `param` names the field at fault."""
+    """A request that the model cannot answer; `param` names the field at fault, `place` (from 0) the one of several
+    that were asked together."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+        self.place: int | None = None
 
 
 class ContextLengthError(RequestError):

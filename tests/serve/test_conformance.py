@@ -245,3 +245,12 @@ def test_http(
     assert "access-control-allow-origin" not in answer.headers
     if status >= 400:
         assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("side", ["query", "documents"])
+def test_a_rerank_names_the_side_that_is_too_long(shared: Running, side: str) -> None:
+    long = "x" * 100_000
+    asked = {"query": "q", "documents": ["a", "b"]} | {side: long if side == "query" else ["a", long]}
+    answer = shared.post(RERANK, **asked)
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
+    assert answer.json()["error"]["param"] == side

@@ -63,6 +63,8 @@ class TestLayout:
         skin = replace(skin, prompt=replace(skin.prompt, blank="[MASK]"))
         (turn,) = render(skin, {"text": "a [MASK] b"})
         assert turn["content"] == "Good or bad?\n\na  b\n\n[MASK]"
+        (turn,) = render(skin, {"text": "a [MA[MASK]SK] b"})  # nor makes one by the loss of another
+        assert turn["content"] == "Good or bad?\n\na  b\n\n[MASK]"
 
     def test_several_fields_are_named(self) -> None:
         (turn,) = render(skins.extract(), {"subject": "trip", "text": "to Rome"})

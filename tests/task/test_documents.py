@@ -81,6 +81,7 @@ def test_judgements_are_joined_with_their_queries(tmp_path: Path) -> None:
         ("question 0", {"d1": 1, "3": 2}, 2),
         ("question 1", {"d2": 1}, 3),
     ]
+    assert table.joined == [4] and table.read == 6
     assert sorted((bad.line, bad.why) for bad in table.bad) == [
         (5, "the query '9' is not in queries.jsonl"),
         (6, "the document 'none' is not in corpus.jsonl"),
@@ -110,6 +111,21 @@ def test_rows_of_one_query_are_one(tmp_path: Path) -> None:
     assert table.joined == [3, 4] and table.read == 4
 
 
+def test_grades_in_rows_follow_the_same_rules(tmp_path: Path) -> None:
+    made = task(tmp_path)
+    rows = [("cats", {"d1": 1, "d2": -1}), ("dogs", {"d2": 1, "gone": 0}), ("birds", {"3": 0}), ("birds", ["d1"])]
+    rows += [("nothing", {"d1": 0}), ("gone", {"gone": 2}), ("huge", {"d1": 10**400})]
+    write(tmp_path / "rows.jsonl", [{"query": query, "wanted": wanted} for query, wanted in rows])
+    table = read_table(made, "rows.jsonl")
+    assert [one.output for one in table.examples] == [{"d1": 1, "d2": 0}, {"d2": 1}, {"3": 0, "d1": 1}]
+    assert [(bad.line, bad.why[:30]) for bad in sorted(table.bad, key=lambda bad: bad.line)] == [
+        (5, "wanted wants no document: a qu"),
+        (6, "the document 'gone' is not in "),
+        (7, "a grade is 1000000000000000000"),
+    ]
+    assert table.read == 7
+
+
 def test_a_changed_corpus_is_another_task(tmp_path: Path) -> None:
     made = task(tmp_path)
     write(tmp_path / "rows.jsonl", [{"query": f"about number {i} {'x' * i}", "wanted": ["d1"]} for i in range(60)])
@@ -126,6 +142,7 @@ def test_a_changed_corpus_is_another_task(tmp_path: Path) -> None:
         ([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}], r"corpus.jsonl:2: the id 'a' stands in line 1 too"),
         ([{"id": "a", "body": "x"}], "fields.document"),
         ([{"id": "a", "text": 5}], "must be texts"),
+        ([{"id": "a", "text": "\ud83d"}], r"corpus.jsonl:1: holds half a surrogate pair"),
         ([], "has no documents"),
     ],
 )

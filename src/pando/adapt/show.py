@@ -56,6 +56,8 @@ def _queries(task: Task, rung: str, rows: Sequence[Example]) -> Iterator[str]:
     for number, row in enumerate(rows, 1):
         yield f"=== query {number}, line {row.line} of the training file, searched by {how}\n{row.text}"
         for name, grade in row.output.items() if isinstance(row.output, dict) else ():
+            if not grade:
+                continue
             text = texts[name]
             yield f"--- wanted ({grade:g}): {name}\n{text[:HEAD]}{'...' if len(text) > HEAD else ''}"
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pando.errors import RequestError
 from pando.interface import Answer, Chunk, Completion, Handle, Request
 from pando.ledger import Line, new_id
 from pando.serve.accounts import Spent
@@ -66,16 +67,20 @@ class Call:
         self._served = await self.service.in_thread(self.service.registry.resolve, name)
 
     async def ask(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answers in the order of the requests. One that fails ends the others."""
+        """Answers in the order of the requests. One that fails ends the others; its error tells its place."""
         window = asyncio.Semaphore(WINDOW)
 
-        async def one(request: Request) -> Answer:
+        async def one(place: int, request: Request) -> Answer:
             async with window:
-                answer = await _result(await self._submit(request))
+                try:
+                    answer = await _result(await self._submit(request))
+                except RequestError as error:
+                    error.place = place
+                    raise
             self._answered = time.perf_counter()
             return answer
 
-        tasks = [asyncio.ensure_future(one(request)) for request in requests]
+        tasks = [asyncio.ensure_future(one(place, request)) for place, request in enumerate(requests)]
         try:
             answers = list(await asyncio.gather(*tasks))
         finally:

@@ -32,7 +32,8 @@ async def rerank(body: RerankBody, request: Request) -> Response:
         if skin is not None and skin.method == "search" and skin.reading is None:
             message = f"{body.model} knows words, not vectors; name a base, or a skin that searches by vectors"
             raise ApiError(400, message, param="model", code="unsupported_model")
-        if call.served.model.capabilities.pairs:
+        searches = skin is not None and skin.method == "search"
+        if call.served.model.capabilities.pairs and not searches:
             asked = [  # one by one, so that a long list leaves room for other callers
                 ScoreRequest(context=body.query, continuations=[one], skin=call.served.adapter, truncate=body.truncate)
                 for one in body.documents
@@ -47,7 +48,10 @@ async def rerank(body: RerankBody, request: Request) -> Response:
         try:
             return await answering(call)
         except RequestError as error:
-            error.param = "documents" if error.param in ("text", "continuations") else error.param
+            if error.param == "text":
+                error.param = "query" if error.place == 0 else "documents"
+            elif error.param == "continuations":
+                error.param = "documents"
             raise
 
     return respond(request, body.model, "rerank", named)

@@ -53,9 +53,15 @@ def render(skin: Skin, inputs: Mapping[str, str]) -> list[Message]:
     turns.append({"role": "user", "content": one_text(inputs)})
     turns[0]["content"] = f"{_head(skin)}\n\n{turns[0]['content']}"
     if blank := skin.prompt.blank:  # the only one: inputs cannot bring their own
-        turns = [{**turn, "content": turn["content"].replace(blank, "")} for turn in turns]
+        turns = [{**turn, "content": _without(turn["content"], blank)} for turn in turns]
         turns[-1]["content"] += f"\n\n{blank}"
     return turns
+
+
+def _without(text: str, mark: str) -> str:
+    while mark in text:  # taking one out may make another
+        text = text.replace(mark, "")
+    return text
 
 
 def context(skin: Skin, model: Renderer, inputs: Mapping[str, str]) -> str:

@@ -32,16 +32,20 @@ class Bm25:
     def fit(cls, texts: Sequence[str]) -> Bm25:
         """Of a corpus, by bm25s: words of two letters or more, whatever the language, without stop words or stems."""
         import bm25s
+        from scipy.sparse import csc_array
 
         found = _words(texts)
         if not any(found):  # single characters, as some scripts write words, are none here
             return cls((), np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(1, np.int64), len(texts))
         made = bm25s.BM25(method="lucene", k1=K1, b=B)
         made.index(found, show_progress=False)
-        words = sorted(made.vocab_dict, key=made.vocab_dict.__getitem__)
         kept = made.scores
-        data, indices = np.asarray(kept["data"], np.float32), np.asarray(kept["indices"], np.int32)
-        return cls(tuple(words), data, indices, np.asarray(kept["indptr"], np.int64), len(texts))
+        columns = csc_array((kept["data"], kept["indices"], kept["indptr"]), (len(texts), len(kept["indptr"]) - 1))
+        # theirs are numbered in another order in each process, and an empty one that no text has is the last
+        words = sorted(word for word, place in made.vocab_dict.items() if place < columns.shape[1])
+        columns = columns[:, [made.vocab_dict[word] for word in words]]
+        data, indices = columns.data.astype(np.float32), columns.indices.astype(np.int32)
+        return cls(tuple(words), data, indices, columns.indptr.astype(np.int64), len(texts))
 
     def __call__(self, query: str) -> np.ndarray:
         """Of each document, float32 [documents]."""

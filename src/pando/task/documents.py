@@ -47,15 +47,20 @@ def read_documents(task: Task) -> Documents:
             raise DataError(f"{path}:{row.line}: the id {name!r} stands in line {ids[name]} too")
         ids[name] = row.line
         texts.append(_document(row, task.fields.document, path))
+        try:
+            f"{name}{texts[-1]}".encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{path}:{row.line}: holds half a surrogate pair, which is no character") from None
     if not ids:
         raise DataError(f"{path} has no documents")
     return Documents(tuple(ids), tuple(texts))
 
 
-def judged_rows(task: Task, name: str, documents: Set[str]) -> Iterator[Row | BadRow]:
+def judged_rows(task: Task, name: str, documents: Set[str], joined: list[int]) -> Iterator[Row | BadRow]:
     """The rows of a file of judgements (query, document, grade), joined with their queries: one row for each query,
-    with the grades by document where the field `output` is. Its line is that of the query's first judgement. Grades of
-    0 and below say that a document is not wanted, and need not be of one of the `documents`.
+    with the grades by document where the field `output` is. Its line is that of the query's first judgement; those of
+    its other ones are added to `joined`. Grades of 0 and below say that a document is not wanted, and need not be of
+    one of the `documents`.
 
     Raises:
         DataError: a file cannot be read.
@@ -70,7 +75,7 @@ def judged_rows(task: Task, name: str, documents: Set[str]) -> Iterator[Row | Ba
             continue
         try:
             query, document = _id(row, QUERY_IDS, path), _id(row, DOCUMENT_IDS, path)
-            grade = max(0, _grade(row.values.get(wanted), least=-1e6))
+            grade = _grade(row.values.get(wanted))
         except DataError as error:
             yield BadRow(row.line, str(error))
             continue
@@ -84,7 +89,8 @@ def judged_rows(task: Task, name: str, documents: Set[str]) -> Iterator[Row | Ba
         if grade and document not in documents:
             yield BadRow(row.line, f"the document {document!r} is not in {task.data.corpus}")
             continue
-        lines.setdefault(query, row.line)
+        if lines.setdefault(query, row.line) != row.line:
+            joined.append(row.line)
         if document in documents:
             grades.setdefault(query, {})[document] = grade
     for query, line in lines.items():
@@ -92,10 +98,10 @@ def judged_rows(task: Task, name: str, documents: Set[str]) -> Iterator[Row | Ba
 
 
 def relevance(value: Any, name: str) -> dict[str, Any]:
-    """Wanted documents as grades by id: a list of ids is one of grade 1 each.
+    """Wanted documents as grades by id: a list of ids is one of grade 1 each. Grades below 0 are 0: not wanted.
 
     Raises:
-        DataError: it is neither, or no document is wanted.
+        DataError: it is neither.
     """
     if isinstance(value, str):
         from pando.task.formats import parse_json
@@ -111,10 +117,7 @@ def relevance(value: Any, name: str) -> dict[str, Any]:
         value = {str(one): 1 for one in value}
     if not isinstance(value, Mapping):
         raise DataError(f"{name} is neither a list of document ids nor a mapping of ids to grades")
-    found = {str(document): _grade(grade) for document, grade in value.items()}
-    if not any(grade > 0 for grade in found.values()):
-        raise DataError(f"{name} wants no document: a query needs one at least")
-    return found
+    return {str(document): _grade(grade) for document, grade in value.items()}
 
 
 def _queries(task: Task) -> dict[str, dict[str, Any]]:
@@ -150,11 +153,11 @@ def _document(row: Row, names: Sequence[str], path: Path) -> str:
     return text
 
 
-def _grade(value: Any, least: float = 0) -> float:
+def _grade(value: Any) -> float:
     try:
         grade = float(value)
-    except (TypeError, ValueError):
-        raise DataError(f"a grade is {value!r}; expected a number") from None
-    if not least <= grade < 1e6:
-        raise DataError(f"a grade is {value!r}; expected a number of at least {least:g}")
-    return int(grade) if grade == int(grade) else grade
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(f"a grade is {repr(value)[:80]}; expected a number") from None
+    if not abs(grade) < 1e6:
+        raise DataError(f"a grade is {value!r}; expected a number below a million")
+    return max(0, int(grade) if grade == int(grade) else grade)

@@ -72,14 +72,16 @@ def read_table(task: Task, name: str) -> Table:
     documents = frozenset(read_documents(task).ids) if task.kind == "retrieve" else None
     wanted = [*fields.input, fields.output, *([fields.group] if fields.group else [])]
     present: Counter[str] = Counter()
-    for row in judged_rows(task, name, documents or frozenset()) if task.data.queries else iter_rows(path):
+    judged = judged_rows(task, name, documents or frozenset(), table.joined) if task.data.queries else None
+    for row in judged or iter_rows(path):
         if isinstance(row, BadRow):
             table.bad.append(row)
             continue
         present.update(row.values.keys())
         try:
             example = _example(row.values, row.line, task)
-            _check_documents(example.output, documents, task)
+            if documents is not None:
+                example = replace(example, output=_known(example.output, documents, task))
         except DataError as error:
             table.bad.append(BadRow(row.line, str(error)))
             continue
@@ -88,7 +90,7 @@ def read_table(task: Task, name: str) -> Table:
             continue
         table.examples.append(example)
     if documents is not None:
-        table.examples, table.joined = _joined(table.examples)
+        _join(table, fields.output)
     table.examples = _numbered(table.examples)
     if not table.read:
         raise DataError(f"{path} has no rows")
@@ -138,26 +140,34 @@ def row_output(value: Any, kind: Kind, name: str) -> Output:
     return text
 
 
-def _joined(examples: Sequence[Example]) -> tuple[list[Example], list[int]]:
-    """One example for each query, whose rows may each name one document; and the lines of the rows after its first."""
+def _join(table: Table, name: str) -> None:
+    """Makes one example of the rows of each query, which may each name one document."""
     made: dict[tuple[str, ...], Example] = {}
-    lines = []
-    for one in examples:
+    for one in table.examples:
         key = (*one.inputs.values(), one.group or "")
         if key not in made:
             made[key] = one
             continue
-        lines.append(one.line)
+        table.joined.append(one.line)
         both = [each for each in (made[key].output, one.output) if isinstance(each, dict)]
         output = {name: max(each.get(name, 0) for each in both) for each in both for name in each}
         made[key] = replace(made[key], id=_hashed(one.inputs, output), output=output)
-    return list(made.values()), lines
+    table.examples = []
+    for one in made.values():
+        if isinstance(one.output, dict) and any(grade > 0 for grade in one.output.values()):
+            table.examples.append(one)
+        else:
+            table.bad.append(BadRow(one.line, f"{name} wants no document: a query needs one at least"))
 
 
-def _check_documents(output: Output | None, documents: frozenset[str] | None, task: Task) -> None:
-    for wanted in output if documents is not None and isinstance(output, dict) else ():
-        if wanted not in documents:  # type: ignore[operator]
-            raise DataError(f"the document {wanted!r} is not in {task.data.corpus}")
+def _known(output: Output | None, documents: frozenset[str], task: Task) -> Output | None:
+    """Without the unwanted documents that the corpus does not have."""
+    if not isinstance(output, dict):
+        return output
+    for name, grade in output.items():
+        if grade > 0 and name not in documents:
+            raise DataError(f"the document {name!r} is not in {task.data.corpus}")
+    return {name: grade for name, grade in output.items() if name in documents}
 
 
 def _example(values: Mapping[str, Any], line: int, task: Task) -> Example:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,23 @@ def test_bm25_is_that_of_its_definition() -> None:
             wanted += idf * tf / (tf + 1.5 * (1 - 0.75 + 0.75 * len(document) / mean))
         assert scores[i] == pytest.approx(wanted, abs=1e-5)
     assert not words("zebra").any()
+
+
+def test_the_same_corpus_makes_the_same_words_in_every_process() -> None:
+    import subprocess
+    import sys
+
+    said = (
+        "import numpy as np; from pando.skin.search import Bm25; w = Bm25.fit(['a cat sat on the mat', 'the dog sat']);"
+        "print(w.words, w.data.tolist(), w.indices.tolist(), w.indptr.tolist())"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", said], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True
+        ).stdout
+        for seed in "123"
+    }
+    assert len(found) == 1 and b"('cat', 'dog'" in found.pop()
 
 
 def test_equal_scores_keep_the_order_of_the_corpus_and_shares_mix() -> None:

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -48,6 +48,7 @@ EPOCHS, MIN_STEPS, MAX_EPOCHS = 3, 100, 10
 RACE = (1.0, 1 / 3, 3.0)  # multiples of the rule's learning rate
 RACE_SHARE = 0.12  # of the steps
 RACE_ROWS = 64  # select rows whose loss decides it
+RACE_EXAMPLES = 256  # of theirs at most: a query may want thousands of documents
 CHECKPOINTS = 4  # evaluations on select rows along the schedule
 PATIENCE = 2  # of them without a gain end the training
 MIN_ROWS = 8
@@ -94,7 +95,7 @@ class Lora:
             raise DataError(f"only {len(rows)} training rows fit the base's {engine.context_length} tokens of context")
         folder = lab.workdir(self.name)
         model = _training_model(engine, folder)
-        held_out = list(chain(*way.examples(lab.select[:RACE_ROWS])))
+        held_out = list(islice(chain(*way.examples(lab.select[:RACE_ROWS])), RACE_EXAMPLES))
         steps = planned_steps(len(rows), way.batch)
         started, billed = time.perf_counter(), lab.billed
         with lab.progress(steps + (len(RACE) - 1) * _race_steps(steps), "lora: training") as advance:
