@@ -81,7 +81,7 @@ def write_like(base: BaseModel, folder: Path, model: Transformer, card: str | No
         PandoError: the folder cannot be written; what was there stays.
     """
     with atomic_dir(folder) as new:
-        save_model(model, new, copied_ids(base))
+        save_model(model, new, _copied_ids(base))
         copy_tokenizer(base.folder, new)
         for name in filter(lambda name: (base.folder / name).is_file(), SENTENCE_FILES):
             (new / name).parent.mkdir(exist_ok=True)
@@ -103,7 +103,7 @@ def licence_of(base: BaseModel) -> str | None:
     return None
 
 
-def copied_ids(base: BaseModel) -> dict[str, Any]:
+def _copied_ids(base: BaseModel) -> dict[str, Any]:
     """The token ids of a base's config.json."""
     old = read_json(base.folder / "config.json")
     return {key: old[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if old.get(key) is not None}

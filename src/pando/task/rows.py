@@ -150,7 +150,7 @@ def _join(table: Table, name: str) -> None:
             continue
         table.joined.append(one.line)
         both = [each for each in (made[key].output, one.output) if isinstance(each, dict)]
-        output = {name: max(each.get(name, 0) for each in both) for each in both for name in each}
+        output = {wanted: max(each.get(wanted, 0) for each in both) for each in both for wanted in each}
         made[key] = replace(made[key], id=_hashed(one.inputs, output), output=output)
     table.examples = []
     for one in made.values():

@@ -114,7 +114,8 @@ def facts(path: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((path / FACTS).read_text(encoding="utf-8"))
         check_format(str(path / FACTS), found.get("format_version"), FORMAT)
         files = found["files"].items()
-        _ = [found[name] for name in ("config", "trainer", "random", "seconds", "validation")]
+        if not {"config", "trainer", "random", "seconds", "validation"} <= found.keys():
+            raise _damaged(path, FACTS)
     except (OSError, ValueError, KeyError, AttributeError):
         raise _damaged(path, FACTS) from None
     for name, digest in files:
