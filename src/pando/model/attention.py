@@ -23,12 +23,7 @@ def attention(
     Returns:
         [B, heads, T, e].
     """
-    learnt = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    if learnt and q.device.type == "cpu" and (torch.is_autocast_enabled("cpu") or q.dtype != torch.float32):
-        scale = q.shape[-1] ** -0.5 if config.scale is None else config.scale
-        if causal and config.softcap is None and blocked.pays(q):
-            made: Tensor = blocked.causal_attention(q, k, v, scale).to(v.dtype)
-            return made
+    if blocked.learns_in_bfloat16(q, k, v):
         # In bfloat16 the backward pass of torch keeps a kernel for each shape that it meets, gigabytes in the end, and
         # wins nothing.
         with torch.autocast("cpu", enabled=False):

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pando.model import relative, rope
+from pando.model import blocked, relative, rope
 from pando.model.attention import attention, seen
 from pando.model.config import AttentionConfig, RelativeConfig, RopeConfig
 
@@ -182,29 +182,42 @@ class RowContext(Context):
         if prefix is not None and tokens.device.type == "cpu" and not prefix.any():
             prefix = None
         self._masks: dict[int | None, Tensor | None] = {}
+        self._spans: dict[int | None, blocked.Spans] = {}
         self._parts: _Parts | None = None
         self._documents: Tensor | None = None
-        if positions is None:
-            positions = (
-                places if documents is None else places - torch.where(_starts(documents), places, 0).cummax(1)[0]
-            )
+        self._places, self._prefix = places, prefix
+        self._first = places - places if documents is None else torch.where(_starts(documents), places, 0).cummax(1)[0]
         if documents is not None or prefix is not None:
             if documents is None:
                 documents = torch.zeros_like(tokens)
             starts = _starts(documents)
             if tokens.device.type != "cpu":
-                self._documents, self._prefix = documents, prefix
+                self._documents = documents
             elif prefix is not None or starts[:, 1:].any():  # else plain rows
                 self._parts = _Parts.of(starts, prefix)
-        super().__init__(positions, adapters)
+        super().__init__(places - self._first if positions is None else positions, adapters)
 
     def attend(self, layer: int, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if blocked.pays(config, q, k, v):
+            if config.window not in self._spans:
+                self._spans[config.window] = self._made_spans(config.window)
+            return blocked.attention(config, q, k, v, self._spans[config.window])
         if self._parts is not None:
             found: Tensor = self._parts.attend(config, *(x.flatten(0, 1) for x in (q, k, v)))
             return found.view(*q.shape[:-1], v.shape[-1])
         mask = self._mask(config.window)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         return attention(config, q, k, v, mask, causal=mask is None).transpose(1, 2)
+
+    def _made_spans(self, window: int | None) -> blocked.Spans:
+        """Which keys each query sees: those of a document lie side by side."""
+        first, end = self._first, self._places + 1
+        if self._prefix is not None:
+            heads = torch.zeros_like(first).scatter_add_(1, first, self._prefix.to(first.dtype))
+            end = end.maximum(first + heads.gather(1, first))
+        if window is not None:
+            first, end = first.maximum(self._places - window + 1), end.minimum(self._places + window)
+        return blocked.Spans(first, end)
 
     def _mask(self, window: int | None) -> Tensor | None:
         """bool, broadcast to [B, heads, T, T]: which keys each query sees; None: all up to its own."""
