@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from pando.model.config import ExpertsConfig, RouterConfig
 from pando.model.context import Context
-from pando.model.layers import ACTIVATIONS, ExpertProjection, Mlp
+from pando.model.layers import ACTIVATIONS, ExpertProjection, Mlp, product_dtype
 
-_BLOCK = 64  # rows, see `_whole_blocks`
+_BLOCK = 64  # rows, see `_sorted`
 
 
 class Router(nn.Module):
@@ -28,7 +28,8 @@ class Router(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [N, D] -> scores [N, experts], and of each token's experts the weights [N, k] and the numbers [N, k]."""
         config = self.config
-        logits = F.linear(x.float(), self.weight.float())
+        with torch.autocast(x.device.type, enabled=False):
+            logits = F.linear(x.float(), self.weight.float())
         scores = logits.sigmoid() if config.scores == "sigmoid" else logits.softmax(-1)
         ranked = scores if self.bias is None else scores + self.bias
         if config.groups > 1:
@@ -43,25 +44,25 @@ class Router(nn.Module):
         return scores, weights * config.scale, chosen
 
 
-def _whole_blocks(order: Tensor, shares: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """On a CPU, large groups are filled up to multiples of `_BLOCK` rows (the first token's, with a share of nothing):
-    libraries prepare their products in bfloat16 for each shape that they meet, which takes longer than the product.
+def _sorted(chosen: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where tokens go whose experts are chosen [N, k]: rows sorted by expert.
 
-    Args:
-        order: [M] places of the chosen experts, sorted by expert. shares: [M] what each counts. counts: [experts].
+    On a CPU, large groups are filled up to multiples of `_BLOCK` rows (with the first token, and nobody asks for what
+    comes of it): libraries prepare their products in bfloat16 for each shape that they meet, which takes longer than
+    the product.
+
+    Returns:
+        The token of each row [M], the rows of each expert [experts], and the row of each choice [N, k].
     """
-    if order.device.type != "cpu" or order.shape[0] < 8 * _BLOCK * counts.shape[0]:
-        return order, shares, counts
-    whole = (counts + _BLOCK - 1) // _BLOCK * _BLOCK
-    start = whole.cumsum(0) - whole
-    group = torch.repeat_interleave(counts)
-    places = torch.arange(order.shape[0]) - (counts.cumsum(0) - counts)[group] + start[group]
-    size = int(whole.sum())
-    return (
-        order.new_zeros(size).index_copy(0, places, order),
-        shares.new_zeros(size).index_copy(0, places, shares),
-        whole,
-    )
+    experts = chosen.flatten()
+    order, counts = experts.argsort(stable=True), torch.bincount(experts, minlength=count)
+    rows, size = torch.arange(len(order), device=order.device), len(order)
+    if order.device.type == "cpu" and size >= 8 * _BLOCK * count:
+        whole = (counts + _BLOCK - 1) // _BLOCK * _BLOCK
+        ahead = (whole - counts).cumsum(0) - (whole - counts)  # rows filled in before each group
+        rows, counts, size = rows + ahead.repeat_interleave(counts), whole, int(whole.sum())
+    tokens = order.new_zeros(size).index_copy(0, rows, order // chosen.shape[1])
+    return tokens, counts, torch.empty_like(order).index_copy(0, order, rows).view_as(chosen)
 
 
 class ExpertLayers(nn.Module):
@@ -97,16 +98,12 @@ class Experts(nn.Module):
         scores, weights, chosen = self.router(flat)
         if ctx.routed is not None:
             ctx.routed(self.layer, scores, chosen)
-        experts = chosen.flatten()
-        order = experts.argsort(stable=True)
-        number = self.experts.gate.weight.dtype
-        counts = torch.bincount(experts, minlength=self.config.count)
-        order, shares, counts = _whole_blocks(order, weights.flatten().index_select(0, order), counts)
-        tokens = order // self.config.router.top_k
+        tokens, counts, rows = _sorted(chosen, self.config.count)
+        number = product_dtype(self.experts.gate.weight)
         # not by brackets, whose gradient is ten times slower to sum up
         out = self.experts(flat.to(number).index_select(0, tokens), counts, tokens, ctx)
-        out = out.to(x.dtype) * shares[:, None].to(x.dtype)
-        mixed = torch.zeros_like(flat).index_add_(0, tokens, out).view(x.shape)
+        each = out.index_select(0, rows.flatten()).view(*rows.shape, -1) * weights[..., None].to(out.dtype)
+        mixed = each.sum(1, dtype=x.dtype).view(x.shape)
         if self.shared is None:
             return mixed
         common: Tensor = self.shared(x, ctx)

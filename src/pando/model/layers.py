@@ -44,16 +44,50 @@ class ExpertProjection(nn.Module):
         return y
 
 
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """Of products with a weight: autocast's, where it is on, or its own."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
 def grouped_product(x: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
     """x [M, in], sorted by group, times each group's own of weights [groups, out, in]: [M, out]."""
-    if x.is_cuda:
-        number = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
-        if number == torch.bfloat16:  # the only one that the kernel takes
-            made: Tensor = torch._grouped_mm(x.to(number), weights.to(number).mT, counts.cumsum(0).int())
-            return made
-    # unbound, so that the backward pass stacks the gradients once; an index each would add up whole stacks of zeros
-    each = zip(x.split(counts.tolist()), weights.unbind(), strict=True)
-    return torch.cat([F.linear(part, own) for part, own in each if len(part)])
+    number = product_dtype(weights)
+    x, weights = x.to(number), weights.to(number)
+    if x.is_cuda and number == torch.bfloat16:  # the only one that the kernel takes
+        made: Tensor = torch._grouped_mm(x, weights.mT, counts.cumsum(0).int())
+        return made
+    found: Tensor = _GroupedProduct.apply(x, weights, counts.tolist())  # type: ignore[no-untyped-call]
+    return found
+
+
+class _GroupedProduct(torch.autograd.Function):
+    """Group by group, each product written where it belongs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor, counts: list[int]) -> Tensor:
+        ctx.save_for_backward(x, weights)
+        ctx.counts = counts
+        out = x.new_empty(x.shape[0], weights.shape[1])
+        for part, own, found in zip(x.split(counts), weights, out.split(counts), strict=True):
+            torch.mm(part, own.T, out=found)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weights = ctx.saved_tensors
+        grads = grad.contiguous().split(ctx.counts)
+        d_x = d_weights = None
+        if ctx.needs_input_grad[0]:
+            d_x = torch.empty_like(x)
+            for one, own, found in zip(grads, weights, d_x.split(ctx.counts), strict=True):
+                torch.mm(one, own, out=found)
+        if ctx.needs_input_grad[1]:
+            d_weights = torch.empty_like(weights)
+            for one, part, found in zip(grads, x.split(ctx.counts), d_weights, strict=True):
+                torch.mm(one.T, part, out=found)
+        return d_x, d_weights, None
 
 
 class Norm(nn.Module):
@@ -115,7 +149,7 @@ class Projection(nn.Linear):
     @property
     def number(self) -> torch.dtype:
         """The dtype it computes in."""
-        return self.weight.dtype
+        return product_dtype(self.weight)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:  # type: ignore[override]
         x = x.to(self.number)
@@ -147,7 +181,7 @@ class Attention(nn.Module):
             self.k_norm = Norm(config.inner_kv if whole else config.head_dim, norm)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        heads = (-1, self.config.head_dim)
+        heads, x = (-1, self.config.head_dim), x.to(self.q.number)
         q, k = self.q(x, ctx), self.k(x, ctx)
         v = self.v(x, ctx).unflatten(-1, heads)
         if self.config.qk_norm == "whole":
@@ -202,7 +236,7 @@ class LatentAttention(nn.Module):
         self.o = Projection(f"{site}.o", config.heads * latent.value_dim, d_model, config.out_bias)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        config, latent = self.config, self.latent
+        config, latent, x = self.config, self.latent, x.to(self.kv_a.number)
         assert config.rope is not None
         q = self.q(x if latent.q_rank is None else _normed(self.q_norm, self.q_a(x, ctx)), ctx)
         q_plain, q_turned = q.unflatten(-1, (config.heads, -1)).split([self.plain, latent.rope_dim], dim=-1)
@@ -242,7 +276,7 @@ class Mlp(nn.Module):
         self.down = Projection(f"{site}.down", config.hidden, d_model, config.bias)
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        activation = ACTIVATIONS[self.config.activation]
+        activation, x = ACTIVATIONS[self.config.activation], x.to(self.up.number)
         up = self.up(x, ctx)
         hidden = activation(up) if self.gate is None else activation(self.gate(x, ctx)) * up
         out: Tensor = self.down(hidden, ctx)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pando.model.layers import product_dtype
 from pando.model.transformer import Transformer
 from pando.train.batch import PADDING, SIDE, Batch
 from pando.train.routing import Routing, mixture_layers
@@ -124,7 +125,7 @@ class _HeadLoss(torch.autograd.Function):
         chunk: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         kind = hidden.device.type
-        number = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        number = product_dtype(weight)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         with torch.autocast(kind, enabled=False):
             w = weight.to(number)
