@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -121,6 +122,12 @@ class PackedContext(Context):
         self._parts = _Parts(self.lengths, self.lengths if both_ways else [0] * len(lengths))
         self._bias: Tensor | None = None
 
+    @cached_property
+    def _spans(self) -> blocked.Spans:
+        lengths = torch.tensor(self.lengths)
+        first, shared = lengths.cumsum(0) - lengths, lengths if self._both_ways else torch.zeros_like(lengths)
+        return blocked.Spans(first.repeat_interleave(lengths)[None], shared.repeat_interleave(lengths)[None])
+
     def relate(self, config: RelativeConfig, table: Tensor) -> None:
         """See `Context.relate`."""
         bias = relative.bias(table, config, self._places, self._places, both_ways=self._both_ways)
@@ -128,6 +135,10 @@ class PackedContext(Context):
         self._bias = bias if hidden is None else bias.masked_fill(hidden, -torch.inf)
 
     def attend(self, layer: int, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        row = q[None], k[None], v[None]
+        if self._bias is None and blocked.pays(config, *row):
+            made: Tensor = blocked.attention(config, *row, self._spans)
+            return made[0]
         found: Tensor = self._parts.attend(config, q, k, v, self._bias)
         return found
 
@@ -182,11 +193,12 @@ class RowContext(Context):
         if prefix is not None and tokens.device.type == "cpu" and not prefix.any():
             prefix = None
         self._masks: dict[int | None, Tensor | None] = {}
-        self._spans: dict[int | None, blocked.Spans] = {}
         self._parts: _Parts | None = None
         self._documents: Tensor | None = None
-        self._places, self._prefix = places, prefix
-        self._first = places - places if documents is None else torch.where(_starts(documents), places, 0).cummax(1)[0]
+        self._prefix = prefix
+        self._first = (
+            torch.zeros_like(places) if documents is None else torch.where(_starts(documents), places, 0).cummax(1)[0]
+        )
         if documents is not None or prefix is not None:
             if documents is None:
                 documents = torch.zeros_like(tokens)
@@ -197,27 +209,23 @@ class RowContext(Context):
                 self._parts = _Parts.of(starts, prefix)
         super().__init__(places - self._first if positions is None else positions, adapters)
 
+    @cached_property
+    def _spans(self) -> blocked.Spans:
+        shared = torch.zeros_like(self._first)
+        if self._prefix is not None:
+            shared = shared.scatter_add_(1, self._first, self._prefix.long()).gather(1, self._first)
+        return blocked.Spans(self._first, shared)
+
     def attend(self, layer: int, config: AttentionConfig, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if blocked.pays(config, q, k, v):
-            if config.window not in self._spans:
-                self._spans[config.window] = self._made_spans(config.window)
-            return blocked.attention(config, q, k, v, self._spans[config.window])
+            made: Tensor = blocked.attention(config, q, k, v, self._spans)
+            return made
         if self._parts is not None:
             found: Tensor = self._parts.attend(config, *(x.flatten(0, 1) for x in (q, k, v)))
             return found.view(*q.shape[:-1], v.shape[-1])
         mask = self._mask(config.window)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         return attention(config, q, k, v, mask, causal=mask is None).transpose(1, 2)
-
-    def _made_spans(self, window: int | None) -> blocked.Spans:
-        """Which keys each query sees: those of a document lie side by side."""
-        first, end = self._first, self._places + 1
-        if self._prefix is not None:
-            heads = torch.zeros_like(first).scatter_add_(1, first, self._prefix.to(first.dtype))
-            end = end.maximum(first + heads.gather(1, first))
-        if window is not None:
-            first, end = first.maximum(self._places - window + 1), end.minimum(self._places + window)
-        return blocked.Spans(first, end)
 
     def _mask(self, window: int | None) -> Tensor | None:
         """bool, broadcast to [B, heads, T, T]: which keys each query sees; None: all up to its own."""

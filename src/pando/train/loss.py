@@ -7,6 +7,7 @@ without chunks. Plain tensor operations: the same on a CPU and on CUDA.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from pando.model.transformer import Transformer
 from pando.train.batch import PADDING, SIDE, Batch
 from pando.train.routing import Routing, mixture_layers
 
+_LOG2E = math.log2(math.e)
 _CHUNK_NUMBERS = {"cpu": 1 << 21, "cuda": 1 << 27}  # logits of a chunk; more were slower on a CPU (its caches)
 
 
@@ -144,12 +146,13 @@ class _HeadLoss(torch.autograd.Function):
                 squares[part] = log_total.square()
                 if start + chunk > count and wanted:
                     grad[max(0, count - start) :] = 0
-                if d_hidden is not None:
-                    d_hidden[part] = grad.to(number) @ w
-                if d_weight is not None:
-                    _add_product(d_weight, grad.to(number), h)
                 if d_bias is not None:
                     d_bias += grad.sum(0)
+                grad = grad.to(number)
+                if d_hidden is not None:
+                    d_hidden[part] = grad @ w
+                if d_weight is not None:
+                    _add_product(d_weight, grad, h)
         ctx.save_for_backward(d_hidden, None if d_weight is None else d_weight.to(weight.dtype), d_bias)
         nats, squares = nats[:count], squares[:count]
         ctx.mark_non_differentiable(nats, squares)
@@ -176,7 +179,8 @@ def _chunk(
     picked = targets[:, None]
     chosen = logits.gather(1, picked)[:, 0]
     highest = logits.amax(1)
-    exponentials = logits.sub_(highest[:, None]).exp_()
+    # to base 2, which is three times as fast on a CPU
+    exponentials = torch.add((-_LOG2E * highest)[:, None], logits, alpha=_LOG2E, out=logits).exp2_()
     sums = exponentials.sum(1)
     log_total = highest + sums.log()
     nats = log_total - chosen
