@@ -37,12 +37,14 @@ smallest to the largest ratio of neighbouring runs. `python bench/<name>.py --re
 T = TypeVar("T")
 
 
-def arguments(doc: str | None) -> argparse.Namespace:
-    """`quick` and `record`, as every benchmark takes them."""
+def arguments(doc: str | None, parts: Sequence[str] = ()) -> argparse.Namespace:
+    """`quick`, `repeats` and `record`, as every benchmark takes them, and `part` where one has several."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tiny size, to see that it runs; proves nothing")
     parser.add_argument("--repeats", type=int, default=3, help="how often each side runs (default 3)")
     parser.add_argument("--record", action="store_true", help="write the section into bench/RESULTS.md")
+    if parts:
+        parser.add_argument("--part", choices=parts, help="only this part (default all)")
     found = parser.parse_args()
     if found.quick and found.record:
         parser.error("a quick run proves nothing and is not recorded")

@@ -103,7 +103,7 @@ class Experts(nn.Module):
         # not by brackets, whose gradient is ten times slower to sum up
         out = self.experts(flat.to(number).index_select(0, tokens), counts, tokens, ctx)
         each = out.index_select(0, rows.flatten()).view(*rows.shape, -1) * weights[..., None].to(out.dtype)
-        mixed = each.sum(1, dtype=x.dtype).view(x.shape)
+        mixed: Tensor = each.sum(1, dtype=x.dtype).view(x.shape)
         if self.shared is None:
             return mixed
         common: Tensor = self.shared(x, ctx)
