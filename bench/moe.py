@@ -6,10 +6,10 @@ transformers' Mixtral, and what it learns at equal active FLOPs and tokens.
 Eight experts, two for each token, each half as wide as the dense feed-forward layer, so that a token meets as many
 weights. The peer is transformers' MixtralForCausalLM of the very shape, rows of the same tokens, with torch's fused
 AdamW; our mixture makes the same step with AdamW too. Every side runs in float32 and, where the machine multiplies
-bfloat16 faster, with products in that (theirs by autocast); rows are short and long; the peer also makes passes of half
-as many rows in the faster of them, which suit it where rows are long. Of each side the fastest counts, and the peer as it comes, in float32,
-stands beside it. The quality part trains dense and mixture with the dial's own settings on the same shards, three seeds
-each, and compares held-back bits per byte.
+bfloat16 faster, with products in that (theirs by autocast); rows are short and long. In the faster numbers the peer
+also makes passes of half as many rows, which suit it where rows are long. Of each side the fastest counts, and the peer
+as it comes, in float32, stands beside it. The quality part trains dense and mixture with the dial's own settings on the
+same shards, three seeds each, and compares held-back bits per byte.
 """
 
 from __future__ import annotations
