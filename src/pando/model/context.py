@@ -164,8 +164,8 @@ def _across(
 class RowContext(Context):
     """Rows [B, T] without a cache: parity, gradients, pretraining.
 
-    On a CPU every document is attended to on its own, which costs the square of its length instead of the row's;
-    elsewhere one mask of the whole batch serves all layers.
+    On a CPU every document is attended to on its own, which costs the square of its length instead of the row's, or
+    rows are gone through by blocks (`blocked`); elsewhere one mask of the whole batch serves all layers.
 
     Args:
         tokens: [B, T], for their shape and device.
