@@ -161,8 +161,9 @@ class _Blocked(torch.autograd.Function):
         for part in layout.parts:
             weights = _weights(_block(q, part), _keys_of(k, part), part)
             torch.bmm(weights, _keys_of(v, part), out=_block(out, part))
-            kept.append(weights)
-        ctx.save_for_backward(q, k, v, *(kept if layout.keeps else ()))
+            if layout.keeps:
+                kept.append(weights)
+        ctx.save_for_backward(q, k, v, *kept)
         ctx.scale, ctx.layout, ctx.length = scale, layout, length
         return _in_rows(out, length)
 
