@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from pando.model import experts
 from pando.model.context import RowContext
+from pando.model.layers import grouped_product
 from pando.model.upcycle import mixture_config
 from tests.model import tiny
 
@@ -34,3 +36,18 @@ def test_whole_blocks_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch
         assert any(count % block for count in counts) == (size != block)
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("frozen", ["neither", "weights", "inputs"])
+def test_a_grouped_product_is_each_groups_own(frozen: str) -> None:
+    """Values and gradients, a group of nothing included, where only one side learns too."""
+    draw = torch.Generator().manual_seed(0)
+    x, weights = torch.randn(12, 5, generator=draw), torch.randn(4, 3, 5, generator=draw)
+    learnt = [part.requires_grad_() for name, part in (("inputs", x), ("weights", weights)) if name != frozen]
+    counts = torch.tensor([4, 0, 7, 1])
+    found = grouped_product(x, weights, counts)
+    wanted = torch.cat([F.linear(part, own) for part, own in zip(x.split(counts.tolist()), weights, strict=True)])
+    torch.testing.assert_close(found, wanted)
+    factors = torch.randn(found.shape, generator=draw)
+    ours, theirs = (torch.autograd.grad((y * factors).sum(), learnt) for y in (found, wanted))
+    torch.testing.assert_close(ours, theirs)

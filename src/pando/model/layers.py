@@ -66,7 +66,8 @@ class _GroupedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor, counts: list[int]) -> Tensor:
-        ctx.save_for_backward(x, weights)
+        wants_x, wants_weights, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if wants_weights else None, weights if wants_x else None)
         ctx.counts = counts
         out = x.new_empty(x.shape[0], weights.shape[1])
         for part, own, found in zip(x.split(counts), weights, out.split(counts), strict=True):
@@ -79,12 +80,12 @@ class _GroupedProduct(torch.autograd.Function):
         x, weights = ctx.saved_tensors
         grads = grad.contiguous().split(ctx.counts)
         d_x = d_weights = None
-        if ctx.needs_input_grad[0]:
-            d_x = torch.empty_like(x)
+        if weights is not None:
+            d_x = grad.new_empty(grad.shape[0], weights.shape[2])
             for one, own, found in zip(grads, weights, d_x.split(ctx.counts), strict=True):
                 torch.mm(one, own, out=found)
-        if ctx.needs_input_grad[1]:
-            d_weights = torch.empty_like(weights)
+        if x is not None:
+            d_weights = grad.new_empty(len(ctx.counts), grad.shape[1], x.shape[1])
             for one, part, found in zip(grads, x.split(ctx.counts), d_weights, strict=True):
                 torch.mm(one.T, part, out=found)
         return d_x, d_weights, None
