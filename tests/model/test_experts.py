@@ -1,4 +1,4 @@
-"""Groups that are filled up to whole blocks multiply as those that are not."""
+"""Tokens go to the rows of their experts and back, and each group multiplies its own, filled up or not."""
 
 from __future__ import annotations
 
@@ -36,6 +36,44 @@ def test_whole_blocks_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch
         assert any(count % block for count in counts) == (size != block)
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def _routes(filled: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The token of each row, `filled` of which nobody asks for, and the rows of each of five tokens, two apiece."""
+    order = torch.randperm(10 + filled, generator=torch.Generator().manual_seed(1))
+    rows = order[:10].view(5, 2)
+    tokens = torch.zeros(10 + filled, dtype=torch.int64)
+    tokens[rows.flatten()] = torch.arange(5).repeat_interleave(2)
+    return tokens, rows
+
+
+@pytest.mark.parametrize("filled", [0, 3])
+def test_dispatch_and_combine_have_their_gradients(filled: int) -> None:
+    """Against the sum written out, and against differences; rows that are filled in count for nothing."""
+    draw = torch.Generator().manual_seed(0)
+    tokens, rows = _routes(filled)
+    x = torch.randn(5, 4, generator=draw, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(5, 2, generator=draw, dtype=torch.float64, requires_grad=True)
+    factors = torch.randn(len(tokens), 1, generator=draw, dtype=torch.float64)
+
+    def whole(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        sent = experts._Dispatch.apply(x, tokens, rows)  # type: ignore[no-untyped-call]
+        made: torch.Tensor = experts._Combine.apply(sent * factors, weights, tokens, rows)  # type: ignore[no-untyped-call]
+        return made
+
+    wanted = (factors[rows, 0] * weights).sum(1, keepdim=True) * x
+    torch.testing.assert_close(whole(x, weights), wanted)
+    assert torch.autograd.gradcheck(whole, (x, weights))
+
+
+def test_combining_rounds_once() -> None:
+    tokens, rows = _routes(3)
+    draw = torch.Generator().manual_seed(0)
+    out = torch.randn(13, 64, generator=draw).bfloat16()
+    weights = torch.rand(5, 2, generator=draw).bfloat16()
+    found = experts._Combine.apply(out, weights, tokens, rows)  # type: ignore[no-untyped-call]
+    exact = (out.double()[rows] * weights.double()[..., None]).sum(1)
+    assert ((found.double() - exact).abs() <= (exact.bfloat16().double() - exact).abs()).all()
 
 
 @pytest.mark.parametrize("frozen", ["neither", "weights", "inputs"])
